@@ -1,0 +1,110 @@
+"""The protocol that every runtime's engine follows."""
+
+from __future__ import annotations
+
+import abc
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from stsm_rt.errors import UserError
+from stsm_rt.manifest import Manifest
+
+_EMBEDDED = "actions_lite0_fp32.onnx"
+
+
+class Engine(abc.ABC):
+    """A network in step form whose state stays inside.
+
+    A slot is one stream with a state of its own. An engine must not be stepped from two threads at once.
+
+    Attributes:
+        manifest: What the engine is and expects.
+        slots: Number of streams that the engine serves, numbered from 0.
+        frames: The bound input, uint8 (batch, input_height, input_width, 3), BGR. Fill it and pass this very
+            array to ``step``, and no copy is made.
+
+    Example:
+        >>> engine = Engine.open("actions.onnx")  # doctest: +SKIP
+        >>> engine.frames[0] = picture  # doctest: +SKIP
+        >>> logits = engine.step(engine.frames)  # doctest: +SKIP
+    """
+
+    manifest: Manifest
+    slots: int
+    frames: npt.NDArray[np.uint8]
+
+    @staticmethod
+    def open(
+        path: str | os.PathLike[str] | None = None, *, slots: int = 1, threads: int | None = None
+    ) -> Engine:
+        """Open an engine file with the runtime that its manifest names.
+
+        Args:
+            path: The engine file, with its manifest beside it; None means the embedded engine.
+            slots: Number of streams to serve.
+            threads: Threads that one step may use; None means one for each physical core of this process.
+
+        Returns:
+            The engine, with every slot's state at zero.
+
+        Raises:
+            UserError: If the file or its manifest is absent, damaged or does not match the other, or a number
+                is not positive.
+        """
+        from stsm_rt.engine.onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(
+            embedded_engine() if path is None else Path(path), slots=slots, threads=threads
+        )
+
+    @abc.abstractmethod
+    def step(
+        self, frames: npt.NDArray[np.uint8], slots: Sequence[int] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Run one network step of each given slot.
+
+        Args:
+            frames: uint8 (n, input_height, input_width, 3), BGR, contiguous or not; one frame per slot.
+            slots: The n different slots that the frames belong to; None means all slots in order.
+
+        Returns:
+            Logits, float32 (n, classes), row i for ``slots[i]``: a view of a buffer that the next step
+            overwrites, so copy what you keep.
+
+        Raises:
+            UserError: If the frames have another shape or dtype, their number differs from the slots', or a
+                slot does not exist or is given twice. No slot has been stepped then.
+        """
+
+    @abc.abstractmethod
+    def reset(self, slots: Sequence[int] | None = None) -> None:
+        """Set the state of slots to zero, as if no frame had been seen; other slots keep theirs.
+
+        Args:
+            slots: The slots; None means all.
+
+        Raises:
+            UserError: If a slot does not exist or is given twice. No slot has been reset then.
+        """
+
+
+def embedded_engine() -> Path:
+    """Return the path of the engine that comes with stsm-rt.
+
+    In an installed package it lies in ``stsm_rt/engines``, in a checkout in ``engines``.
+
+    Raises:
+        UserError: If the file is absent.
+    """
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "engines", package.parent / "engines"):
+        if (folder / _EMBEDDED).is_file():
+            return folder / _EMBEDDED
+    raise UserError(
+        f"the embedded engine {_EMBEDDED} is not in this installation; install the stsm-rt wheel, "
+        "take a complete checkout, or give the path of an engine"
+    )

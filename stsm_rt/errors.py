@@ -1,0 +1,45 @@
+"""Errors that are meant for the person at the keyboard."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+# The authority of a URL up to its last "@"; then "user:password@" whose password holds a "/", "?" or "#" that
+# should have been percent-encoded, told from "host:port/...@..." by the port being all digits.
+_CREDENTIALS = re.compile(r"""(?<=://)(?:[^\s/?#"'<>]*@|[^\s/:@"'<>]+:(?!\d+[/?#])[^\s"'<>]*@)""")
+
+
+def redact(text: str) -> str:
+    """Replace the credentials of every URL in a text by ``***``.
+
+    Args:
+        text: Any text, with or without URLs.
+
+    Returns:
+        The text with ``scheme://user:password@host`` turned into ``scheme://***@host``.
+    """
+    return _CREDENTIALS.sub("***@", text)
+
+
+class UserError(Exception):
+    """One sentence for a person: what was expected, what came, what to do.
+
+    Credentials in URLs are redacted, so a message may quote what the person typed.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(redact(sentence))
+
+
+def report(error: UserError) -> int:
+    """Write an error as every command of stsm-rt does, and give the exit code.
+
+    Args:
+        error: The error that ended the command.
+
+    Returns:
+        The exit code, 2.
+    """
+    sys.stderr.write(f"stsm-rt: error: {error}\n")
+    return 2
