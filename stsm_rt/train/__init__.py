@@ -1,0 +1,1 @@
+"""Training: data sets, augmentation, recipes and the loop. Needs the extra `train`."""
