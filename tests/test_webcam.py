@@ -1,0 +1,388 @@
+"""The command: what it prints, what it writes, how it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from clips import http_server, plain, read_all, write_video
+from display import Display, virtual_display
+
+from stsm_rt.manifest import manifest_path
+from stsm_rt.video.sources import open_source
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = (320, 240)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four seconds: black, green from 1 to 3 s, black."""
+    frames = plain("black", 30, SIZE) + plain("green", 60, SIZE) + plain("black", 30, SIZE)
+    return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4", frames)
+
+
+def environment(**variables: str) -> dict[str, str]:
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY")
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return {**kept, "PYTHONPATH": str(ROOT), **variables}
+
+
+@contextmanager
+def running(folder: Path, *arguments: object, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """The command as a process that does not outlive the block."""
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "demo" / "webcam.py"), *map(str, arguments)],
+        cwd=folder,
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def webcam(folder: Path, *arguments: object, **variables: str) -> tuple[int, str, str]:
+    with running(folder, *arguments, **variables) as process:
+        out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_it_says_what_happens_and_writes_the_video_and_the_lines(tiny_engine: Any, clip: Path, tmp_path: Path) -> None:
+    code, out, err = webcam(
+        tmp_path, "--engine", tiny_engine.path, "--source", clip, "--save", "out.mp4", "--events",
+        "out.jsonl", "--topk", 2,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "no display" in out and "headless" in out
+    told = [line.split() for line in out.splitlines() if " green " in line]
+    assert [words[2:4] for words in told] == [["green", "starts"], ["green", "ends"]]
+    assert 1.0 <= float(told[0][0]) <= 1.5 and 3.0 <= float(told[1][0]) <= 3.6
+    assert "120 frames, 40 steps, 1 event in" in out
+    assert "annotated video: out.mp4" in out and "results and events: out.jsonl" in out
+    assert sorted(os.listdir(tmp_path)) == ["out.jsonl", "out.mp4"]
+
+    lines = records(tmp_path / "out.jsonl")
+    results = [line for line in lines if line["kind"] == "result"]
+    events = [line for line in lines if line["kind"] == "event"]
+    assert [line["frame"] for line in results] == list(range(0, 120, 3))
+    assert [len(line["labels"]) for line in results] == [2] * 40
+    assert (results[20]["label"], results[20]["active"], results[20]["dropped"]) == ("green", "green", 0)
+    started, ended = events
+    assert (started["label"], started["end"], ended["start"]) == ("green", None, started["start"])
+    assert ended["end"] == ended["time"] > started["time"] and ended["peak"] == ended["score"] > 0.9
+    # An event's line follows the line of the step at which it was raised.
+    assert lines[lines.index(started) - 1]["time"] == started["time"]
+
+    with open_source(tmp_path / "out.mp4") as source, open_source(clip) as original:
+        assert (source.frame_rate, source.size) == (30, SIZE)
+        pairs = list(zip(read_all(source)[0], read_all(original)[0], strict=True))
+    changes = [np.abs(annotated.astype(int) - plain_frame) for annotated, plain_frame in pairs]
+    assert len(changes) == 120
+    # The panel is on every frame, the flash only where the event starts, the rest is the video.
+    assert min(change[150:230, 10:120].mean() for change in changes) > 5
+    flashes = [change[100, 0].max() > 60 for change in changes]
+    begin = started["frame"]
+    assert not any(flashes[: begin - 1]) and all(flashes[begin : begin + 10]) and not any(flashes[begin + 40 :])
+    assert changes[60][100:140, 200:300].mean() < 3
+
+
+def test_a_running_event_is_ended_at_the_end(tiny_engine: Any, clip: Path, tmp_path: Path) -> None:
+    code, out, _ = webcam(
+        tmp_path, "--engine", tiny_engine.path, "--source", clip, "--events", "a.jsonl", "--max-frames", 61
+    )
+    assert code == 0 and "61 frames, 21 steps, 1 event in" in out
+    last = records(tmp_path / "a.jsonl")[-1]
+    assert (last["kind"], last["label"], last["frame"], last["end"]) == ("event", "green", 60, last["time"])
+
+
+def test_options_reach_the_recognizer(tiny_engine: Any, clip: Path, tmp_path: Path) -> None:
+    usual = ("--engine", tiny_engine.path)
+    _, out, _ = webcam(tmp_path, *usual, "--source", clip, "--headless", "--threshold", "1")
+    assert "0 events in" in out and "headless" not in out
+    frames = plain("black", 60, SIZE)
+    for frame in frames:
+        frame[100:200, 150:300] = (0, 0, 255)
+    write_video(tmp_path / "corner.mp4", frames)
+    assert " red " not in webcam(tmp_path, *usual, "--source", "corner.mp4")[1]
+    assert " red starts" in webcam(tmp_path, *usual, "--source", "corner.mp4", "--roi", "150,100,150,100")[1]
+
+
+def test_a_folder_of_images_is_a_source(tiny_engine: Any, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for index, frame in enumerate(plain("blue", 30, SIZE)):
+        cv2.imwrite(str(tmp_path / "images" / f"{index}.jpg"), frame)
+    code, out, _ = webcam(tmp_path, "--engine", tiny_engine.path, "--source", "images")
+    assert code == 0 and " blue starts" in out and "30 frames, 10 steps, 1 event" in out
+
+
+@pytest.fixture
+def fake_sample(tmp_path: Path, clip: Path) -> Path:
+    """A folder to import from that holds a package like sports2d, with a clip of our own."""
+    folder = tmp_path / "packages" / "Sports2D" / "Demo"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").touch()
+    with open_source(clip) as source:
+        frames = [np.full((994, 1768, 3), frame[5, 5], np.uint8) for frame in read_all(source)[0][20:60]]
+    write_video(folder / "demo.mp4", frames)
+    return tmp_path / "packages"
+
+
+@pytest.mark.skipif(Path("/dev/video0").exists(), reason="there is a camera, so the sample clip is not needed")
+def test_without_a_camera_and_a_source_it_plays_the_sample_clip(
+    tiny_engine: Any, tmp_path: Path, fake_sample: Path
+) -> None:
+    code, out, err = webcam(
+        tmp_path, "--engine", tiny_engine.path, "--save", "out.mp4", PYTHONPATH=f"{ROOT}:{fake_sample}"
+    )
+    assert (code, err) == (0, "")
+    assert "no camera was found, so the sample clip is played" in out and " green starts" in out
+    with open_source(tmp_path / "out.mp4") as source:
+        assert source.frame_count == 40 and source.size == (1768, 994)
+
+
+def test_a_camera_on_the_network_is_watched_and_its_password_kept(tiny_engine: Any, tmp_path: Path) -> None:
+    frames = plain("black", 10, SIZE) + plain("red", 30, SIZE)
+    with http_server(frames=frames, fps=10, password="hush") as url:
+        address = url.replace("//", "//user:hush@") + "/camera"
+        code, out, err = webcam(
+            tmp_path,
+            "--engine",
+            tiny_engine.path,
+            "--source",
+            address,
+            "--save",
+            "a.mp4",
+            "--events",
+            "a.jsonl",
+        )
+        assert (code, err) == (0, "")
+        assert " red starts" in out and "frames dropped" in out and "watching http://***@127.0.0.1" in out
+        written = (tmp_path / "a.jsonl").read_text() + (tmp_path / "a.mp4").read_bytes().decode("latin-1")
+        assert "hush" not in out + written
+        with open_source(tmp_path / "a.mp4") as source:
+            # As long as the stream was, although FFmpeg takes any such stream for one of 25 frames/s.
+            assert source.frame_count and source.frame_rate
+            assert 3.0 < source.frame_count / source.frame_rate < 5.5
+        wrong = address.replace("/camera", "/nothing")
+        for arguments in (("--source", wrong), ("--sorce", address), (address,), ("--roi", address)):
+            code, out, err = webcam(tmp_path, "--engine", tiny_engine.path, *arguments)
+            assert code == 2 and "***@" in err and "hush" not in out + err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_completes_the_files(tiny_engine: Any, tmp_path: Path, number: int) -> None:
+    outputs = ("--save", "a.mp4", "--events", "a.jsonl")
+    with (
+        http_server(frames=plain("blue", 3000, SIZE), fps=30) as url,
+        running(tmp_path, "--engine", tiny_engine.path, "--source", f"{url}/camera", *outputs) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "blue starts" in line:
+                break
+        sleep(0.5)
+        begin = monotonic()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=20)
+        assert (process.returncode, err) == (0, "")
+        assert monotonic() - begin < 5
+    assert "blue ends" in out and "annotated video: a.mp4" in out
+    assert records(tmp_path / "a.jsonl")[-1]["end"] is not None
+    with open_source(tmp_path / "a.mp4") as source:
+        assert len(read_all(source)[0]) == source.frame_count
+
+
+def test_a_reader_that_goes_away_is_no_traceback(tiny_engine: Any, clip: Path, tmp_path: Path) -> None:
+    with running(tmp_path, "--engine", tiny_engine.path, "--source", clip, "--save", "a.mp4") as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read()
+        process.wait(20)
+    assert process.returncode == 1 and err == ""
+    assert os.listdir(tmp_path) == []
+
+
+def mistakes() -> Iterator[Any]:
+    """Arguments that are wrong, and what the sentence must say."""
+    yield ["--source", "absent.mp4"], "there is no video absent.mp4"
+    yield ["--source", "text.mp4"], "text.mp4 is not a video"
+    yield ["--source", "98"], "camera 98 cannot be opened"
+    yield ["--engine", "absent.onnx"], "there is no engine file absent.onnx"
+    yield ["--engine", "truncated.onnx"], "truncated.onnx"
+    yield ["--engine", "lonely.onnx"], "has no manifest"
+    yield ["--engine", "mismatch.onnx"], "the manifest belongs to another engine"
+    yield ["--roi", "1,2,3"], "x,y,w,h in whole pixels were expected"
+    yield ["--roi", "300,0,100,100"], "does not lie inside the frame of 320x240"
+    yield ["--roi", "0,0,0,0"], "does not lie inside the frame of 320x240"
+    yield ["--topk", "0"], "topk must be at least 1"
+    yield ["--topk", "x"], "invalid int value"
+    yield ["--threshold", "7"], "between 0 and 1"
+    yield ["--threshold", "nan"], "between 0 and 1"
+    yield ["--max-frames", "0"], "--max-frames must be at least 1"
+    yield ["--save", "out.avi"], "must end in .mp4"
+    yield ["--save", "absent/out.mp4"], "there is no folder"
+    yield ["--save", "clip.mp4"], "must be different files"
+    yield ["--events", "./out.mp4"], "must be different files"
+    yield ["--nonsense"], "unrecognized arguments"
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), list(mistakes()))
+def test_a_mistake_is_one_sentence_and_nothing_is_half_written(
+    tiny_engine: Any, clip: Path, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    shutil.copy(clip, tmp_path / "clip.mp4")
+    (tmp_path / "text.mp4").write_text("this is no video")
+    data = tiny_engine.path.read_bytes()
+    for name in ("truncated.onnx", "lonely.onnx", "mismatch.onnx"):
+        (tmp_path / name).write_bytes(data)
+        if name != "lonely.onnx":
+            shutil.copy(manifest_path(tiny_engine.path), manifest_path(tmp_path / name))
+    (tmp_path / "mismatch.onnx").write_bytes(data + b"\0")
+    (tmp_path / "truncated.onnx").write_bytes(data[: len(data) // 2])
+    digest = hashlib.sha256(data[: len(data) // 2]).hexdigest()
+    dataclasses.replace(tiny_engine.manifest, sha256=digest).save(tmp_path / "truncated.onnx")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    usual = (
+        "--engine",
+        tiny_engine.path,
+        "--source",
+        "clip.mp4",
+        "--save",
+        "out.mp4",
+        "--events",
+        "out.jsonl",
+    )
+    code, out, err = webcam(tmp_path, *usual, *arguments)
+    assert code == 2
+    assert err.startswith("stsm-rt: error: ") and err.count("\n") == 1 and sentence in err
+    assert "Traceback" not in out + err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_help_names_every_option(tmp_path: Path) -> None:
+    code, out, _ = webcam(tmp_path, "--help")
+    assert code == 0
+    for option in (
+        "engine",
+        "source",
+        "roi",
+        "headless",
+        "save",
+        "events",
+        "topk",
+        "threshold",
+        "max-frames",
+    ):
+        assert f"--{option}" in out
+
+
+def test_the_window_shows_the_video_at_its_own_speed(tiny_engine: Any, clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "screen").mkdir()
+    with virtual_display(tmp_path / "screen") as display:
+        begin = monotonic()
+        with running(tmp_path, "--engine", tiny_engine.path, "--source", clip, DISPLAY=display.name) as process:
+            greenest = 0
+            while process.poll() is None:
+                picture = display.screenshot().astype(int)
+                green = (picture[:, :, 1] > 200) & (picture[:, :, [0, 2]].max(axis=2) < 80)
+                greenest = max(greenest, int(green.sum()))
+                sleep(0.1)
+            out, _ = process.communicate()
+    assert process.returncode == 0
+    assert "headless" not in out and "q quits" in out and "120 frames" in out
+    assert greenest > SIZE[0] * SIZE[1] // 2
+    assert monotonic() - begin > 3.9
+
+
+def test_keys_pause_reset_take_snapshots_and_quit(tiny_engine: Any, tmp_path: Path) -> None:
+    write_video(tmp_path / "long.mp4", plain("blue", 900, SIZE))
+    (tmp_path / "screen").mkdir()
+    arguments = ("--engine", tiny_engine.path, "--source", "long.mp4", "--events", "a.jsonl")
+    with (
+        virtual_display(tmp_path / "screen") as display,
+        running(tmp_path, *arguments, DISPLAY=display.name) as process,
+    ):
+        lines = _Lines(process)
+        lines.wait_for("blue starts")
+        _press_until(display, "r", lines, "reset")
+        lines.wait_for("blue starts")
+        _press_until(display, "s", lines, "snapshot: snapshot-0001.png")
+        sleep(2.0)
+        playing = display.screenshot().copy()
+        display.press("space")
+        sleep(1.0)
+        still = display.screenshot().copy()
+        # The numbers and a word changed, not the whole panel, as it would if it were drawn twice.
+        assert 0 < (still != playing).any(axis=2).sum() < 3000
+        sleep(0.5)
+        assert (display.screenshot() == still).all()
+        display.press("space")
+        sleep(0.5)
+        display.press("q")
+        process.wait(20)
+    assert process.returncode == 0
+    snapshot = cv2.imread(str(tmp_path / "snapshot-0001.png"))
+    assert snapshot.shape == (240, 320, 3) and (snapshot[:, :, 0] > 200).mean() > 0.4
+    ends = [line for line in records(tmp_path / "a.jsonl") if line["kind"] == "event"]
+    assert [line["end"] is None for line in ends] == [True, False] * (len(ends) // 2) and len(ends) >= 4
+
+
+class _Lines:
+    """The lines of a process, read as they come."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.seen: list[str] = []
+        self._next = 0
+        self._process = process
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.seen.append(line)
+
+    def has(self, word: str, seconds: float) -> bool:
+        end = monotonic() + seconds
+        while monotonic() < end:
+            for index in range(self._next, len(self.seen)):
+                if word in self.seen[index]:
+                    self._next = index + 1
+                    return True
+            sleep(0.02)
+        return False
+
+    def wait_for(self, word: str) -> None:
+        assert self.has(word, 15), self.seen
+
+
+def _press_until(display: Display, key: str, lines: _Lines, word: str) -> None:
+    """Press a key; again if the window did not have the keyboard yet."""
+    for _ in range(5):
+        display.press(key)
+        if lines.has(word, 2):
+            return
+    raise AssertionError(lines.seen)
