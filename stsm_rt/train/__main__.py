@@ -15,6 +15,7 @@ from stsm_rt.errors import UserError, report
 from stsm_rt.model import ModelSpec, save_model
 from stsm_rt.train.datasets import ClipSet, Split, hold_out, load_jhmdb, load_shrec17
 from stsm_rt.train.loop import BACKGROUND, Trainer
+from stsm_rt.train.negatives import add_negatives
 from stsm_rt.train.recipe import Recipe, load_recipe
 
 
@@ -36,6 +37,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLD/FOLDS",
         help="leave this part of the training list's source groups out and report on it; without it all is trained on",
     )
+    parser.add_argument(
+        "--negatives", type=Path, help="folder that stsm_rt.train.negatives wrote, for the background class"
+    )
     parser.add_argument("--report-test", action="store_true", help="report on the test list at the end")
     parser.add_argument("--shift", help="replaces the recipe's shift: a preset or 'none'")
     parser.add_argument("--seed", type=int, help="replaces the recipe's seed")
@@ -55,9 +59,16 @@ def _train(options: argparse.Namespace) -> int:
     if held_out:
         split = hold_out(clips, split.train, *_fold(options.hold_out))
     name = "-".join(
-        [recipe.name, recipe.shift if isinstance(recipe.shift, str) else "custom", f"split{options.split}", f"seed{recipe.seed}"]
+        [
+            recipe.name,
+            recipe.shift if isinstance(recipe.shift, str) else "custom",
+            f"split{options.split}",
+            f"seed{recipe.seed}",
+        ]
         + ([f"fold{options.hold_out.replace('/', 'of')}"] if held_out else [])
     )
+    if recipe.background:
+        clips, split = add_negatives(clips, split, options.negatives)
     folder = options.out / name
     if (folder / "log.jsonl").exists() and not options.resume:
         raise UserError(f"{folder} holds a run already; give --resume to go on with it, or another --out")
@@ -70,7 +81,13 @@ def _train(options: argparse.Namespace) -> int:
             bar.set_postfix(loss=f"{loss:.3f}")
 
         trainer = Trainer(
-            recipe, clips, split.train, device=options.device, pretrained=options.pretrained, folder=folder, progress=progress
+            recipe,
+            clips,
+            split.train,
+            device=options.device,
+            pretrained=options.pretrained,
+            folder=folder,
+            progress=progress,
         )
         network = trainer.run(resume=options.resume)
     accuracy = None
@@ -78,7 +95,13 @@ def _train(options: argparse.Namespace) -> int:
         top1 = trainer.accuracy(split.test, recipe.decision.smoothing)
         where = f"held-out part {options.hold_out} of the training list" if held_out else "test list"
         print(f"top-1 {100 * top1:.1f} % of {len(split.test)} clips ({where})")
-        accuracy = {"dataset": recipe.dataset, "split": options.split, "on": where, "clips": len(split.test), "top1": top1}
+        accuracy = {
+            "dataset": recipe.dataset,
+            "split": options.split,
+            "on": where,
+            "clips": len(split.test),
+            "top1": top1,
+        }
     spec = ModelSpec(
         network=recipe.network,
         padding=network.padding,

@@ -42,7 +42,9 @@ def _uniform(generator: torch.Generator, count: int, low: float, high: float) ->
     return torch.rand(count, generator=generator) * (high - low) + low
 
 
-def random_indices(lengths: Tensor, stride: float, steps: int, augmentation: Augmentation, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def random_indices(
+    lengths: Tensor, stride: float, steps: int, augmentation: Augmentation, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Frame indices (B, T) and mask (B, T) of clips that start and play at random."""
     count = len(lengths)
     speed = torch.exp(_uniform(generator, count, -1, 1) * torch.tensor(augmentation.speed).log()) * stride
@@ -129,12 +131,21 @@ def vary_colours(clips: Tensor, augmentation: Augmentation, generator: torch.Gen
         return _uniform(generator, count, 1 - strength, 1 + strength).to(device).view(-1, 1, 1, 1, 1)
 
     grey = clips.mean(-1, keepdim=True)
-    saturation = torch.where((torch.rand(count, generator=generator) < augmentation.grey).to(device).view(-1, 1, 1, 1, 1), 0.0, factor())
+    saturation = torch.where(
+        (torch.rand(count, generator=generator) < augmentation.grey).to(device).view(-1, 1, 1, 1, 1),
+        0.0,
+        factor(),
+    )
     clips = grey + (clips - grey) * saturation
     level = clips.mean((1, 2, 3, 4), keepdim=True)
     clips = (level + (clips - level) * factor()) * factor()
     steps = torch.arange(clips.shape[1])[None, :]
-    drift = torch.randn(count, 1, generator=generator) * 0.15 * (torch.rand(count, 1, generator=generator) < 0.5) * still[:, None]
+    drift = (
+        torch.randn(count, 1, generator=generator)
+        * 0.15
+        * (torch.rand(count, 1, generator=generator) < 0.5)
+        * still[:, None]
+    )
     ramp = 1 + drift * torch.sigmoid((steps - torch.rand(count, 1, generator=generator) * clips.shape[1]) * 2)
     clips = clips * ramp.to(device).view(count, -1, 1, 1, 1)
     sigma = (torch.rand(count, generator=generator) ** 2 * augmentation.noise).to(device).view(-1, 1, 1, 1, 1)

@@ -98,7 +98,9 @@ def load_jhmdb(folder: Path, split: int) -> tuple[ClipSet, Split]:
         tuple(names[i] for i in sorted(names)),
         30.0,
     )
-    sides = [torch.tensor([i for i, row in enumerate(rows) if row[f"split{split}"] == side]) for side in ("train", "test")]
+    sides = [
+        torch.tensor([i for i, row in enumerate(rows) if row[f"split{split}"] == side]) for side in ("train", "test")
+    ]
     return clip_set, Split(*sides)
 
 
@@ -131,7 +133,9 @@ def load_shrec17(folder: Path) -> tuple[ClipSet, Split]:
         raise UserError(f"expected shrec17_composed_96x72.npz in {folder}, found none")
     data = np.load(archive)
     frames, keys = data["frames"], data["keys"]
-    test = {tuple(map(int, line.split()[:4])) for line in (folder / "test_gestures.txt").read_text().splitlines() if line}
+    test = {
+        tuple(map(int, line.split()[:4])) for line in (folder / "test_gestures.txt").read_text().splitlines() if line
+    }
     in_test = torch.tensor([tuple(int(v) for v in key) in test for key in keys])
     clip_set = ClipSet(
         torch.from_numpy(frames[..., None]),

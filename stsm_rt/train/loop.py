@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from stsm_rt.channel_order import order_channels
 from stsm_rt.checkpoints import lite0_package_weights, load_pretrained
 from stsm_rt.errors import UserError
 from stsm_rt.networks import StreamingNetwork
@@ -52,7 +53,9 @@ def build_network(recipe: Recipe, classes: int, pretrained: str | Path | None = 
     )
     if recipe.pretrained:
         if pretrained is None and recipe.network != "lite0":
-            raise UserError(f"recipe {recipe.name} starts from ImageNet weights of {recipe.network}: give --pretrained FILE")
+            raise UserError(
+                f"recipe {recipe.name} starts from ImageNet weights of {recipe.network}: give --pretrained FILE"
+            )
         load_pretrained(network, pretrained or lite0_package_weights())
     return network
 
@@ -91,6 +94,7 @@ class Trainer:
         self.folder, self.progress = folder, progress
         self.classes = class_names(recipe, clips)
         self.size = (recipe.height, recipe.width)
+        self.source_size = (clips.frames.shape[2], clips.frames.shape[3])
         self.stride = clips.frame_rate / recipe.frame_rate
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.network = build_network(recipe, len(self.classes), pretrained).to(self.device)
@@ -124,8 +128,7 @@ class Trainer:
             labels[still] = len(self.classes) - 1
             indices[still] = indices[still, :1]
             valid = valid | still[:, None]
-        source = tuple(self.clips.frames.shape[2:4])
-        boxes = random_boxes(count, recipe.steps, source, self.size, augmentation, generator, still=still)
+        boxes = random_boxes(count, recipe.steps, self.source_size, self.size, augmentation, generator, still=still)
         flip = (torch.rand(count, generator=generator) < 0.5) if augmentation.flip else None
         frames = crop_and_resize(self._frames(chosen, indices), boxes, self.size, flip)
         frames = vary_colours(frames, augmentation, generator, still=still)
@@ -144,7 +147,7 @@ class Trainer:
     def plain_batches(self, chosen: Tensor, batch: int = 16) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Whole clips as a stream sees them: (indices, frames (B, T, H, W, 3), index of the last step (B,))."""
         steps = math.ceil(self.clips.frames.shape[1] / self.stride)
-        boxes = centre_boxes(1, tuple(self.clips.frames.shape[2:4]), self.size)
+        boxes = centre_boxes(1, self.source_size, self.size)
         for part in chosen.split(batch):
             indices, valid = sample_indices(self.clips.lengths[part], self.stride, steps)
             frames = crop_and_resize(self._frames(part, indices), boxes.expand(len(part), 1, 4), self.size)
@@ -213,6 +216,9 @@ class Trainer:
 
     def _prepare(self) -> None:
         recipe, network = self.recipe, self.network
+        if recipe.order_channels:
+            with self.autocast():
+                order_channels(network.eval(), self.training_batch(self.train_list[:: len(self.train_list) // 16][:16])[0])
         if recipe.pretrained:
             self.fit_classifier()
         features = getattr(network.backbone, "features", None)
@@ -224,7 +230,11 @@ class Trainer:
             [
                 {"params": decay, "lr": recipe.lr, "weight_decay": recipe.weight_decay},
                 {"params": plain, "lr": recipe.lr, "weight_decay": 0.0},
-                {"params": [network.classifier.weight], "lr": recipe.head_lr, "weight_decay": recipe.weight_decay},
+                {
+                    "params": [network.classifier.weight],
+                    "lr": recipe.head_lr,
+                    "weight_decay": recipe.weight_decay,
+                },
                 {"params": [network.classifier.bias], "lr": recipe.head_lr, "weight_decay": 0.0},
             ]
         )
@@ -233,9 +243,17 @@ class Trainer:
         rise = max(1, round(recipe.warmup * total))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimiser,
-            lambda step: (step + 1) / rise if step < rise else 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise))),
+            lambda step: (
+                (step + 1) / rise
+                if step < rise
+                else 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+            ),
         )
-        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
+        self.average = (
+            AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+            if recipe.ema
+            else None
+        )
 
     @property
     def averaged(self) -> StreamingNetwork:
@@ -260,7 +278,12 @@ class Trainer:
             loss = self._train_epoch()
             self.epoch += 1
             if self.folder is not None:
-                line = {"epoch": self.epoch, "loss": loss, "lr": self.schedule.get_last_lr()[0], "seconds": time.monotonic() - start}
+                line = {
+                    "epoch": self.epoch,
+                    "loss": loss,
+                    "lr": self.schedule.get_last_lr()[0],
+                    "seconds": time.monotonic() - start,
+                }
                 with (self.folder / "log.jsonl").open("a") as log:
                     log.write(json.dumps(line) + "\n")
                 self._checkpoint()
@@ -333,5 +356,3 @@ class Trainer:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.epoch = int(state["epoch"])
-
-

@@ -37,6 +37,7 @@ class Recipe:
         rates: Of the classifier's running averages, fastest first.
         changes: Whether the classifier sees the running average of absolute changes.
         pretrained: Start from ImageNet weights; batch norm statistics then stay frozen.
+        order_channels: Renumber the channels so that the shift moves those where it does least harm.
         frozen_epochs: Epochs at the start that train the classifier alone.
         frozen_blocks: Leading children of the backbone's `features` that are never trained.
         lr: Peak learning rate of the backbone, AdamW.
@@ -47,7 +48,8 @@ class Recipe:
         label_smoothing: Of the cross entropy.
         dropout: Of the classifier's input.
         ema: Decay per optimiser step of the averaged weights that are kept; 0: none.
-        background: Share of each batch that is turned into clips where nothing happens; 0: no background class.
+        background: Share of each batch that is turned into clips where nothing happens; 0: there is no
+            background class.
         max_grad_norm: Gradients are clipped to it.
         seed: Of weights, order and augmentation.
         augmentation: See `Augmentation`.
@@ -67,6 +69,7 @@ class Recipe:
     rates: tuple[float, ...] = ()
     changes: bool = False
     pretrained: bool = True
+    order_channels: bool = False
     frozen_epochs: int = 0
     frozen_blocks: int = 0
     lr: float = 1e-4
@@ -81,7 +84,9 @@ class Recipe:
     max_grad_norm: float = 5.0
     seed: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
-    decision: DecisionSpec = DecisionSpec(smoothing=3, threshold=0.5, release=0.3, min_steps=3)
+    decision: DecisionSpec = field(
+        default_factory=lambda: DecisionSpec(smoothing=3, threshold=0.5, release=0.3, min_steps=3)
+    )
 
     def shift_spec(self) -> ShiftSpec | None:
         """The shift, or None for the plain network.
@@ -139,5 +144,3 @@ def _build(kind: Any, data: dict[str, Any], where: str) -> Any:
         return kind(**values)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
-
-
