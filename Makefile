@@ -8,7 +8,7 @@ ENGINE ?= engines/actions_lite0_fp32.onnx
 
 SOURCES := pyproject.toml $(wildcard stsm_rt/*.py stsm_rt/*/*.py engines/actions_*)
 
-.PHONY: demo test lint bench engines clean
+.PHONY: demo test lint bench engines gpu-check clean
 
 # The camera if there is one, else the sample clip, which leaves the annotated video and the events in out/.
 demo: $(VENV)/.ready
@@ -31,6 +31,11 @@ bench: $(VENV)/.ready
 
 engines: $(DEV_VENV)/.ready
 	$(DEV_VENV)/bin/python -m stsm_rt.export --weights engines/actions_lite0.safetensors --out $(ENGINE)
+
+# Installs nothing: it runs with the PyTorch that the machine's own python3 has.
+gpu-check:
+	@chip=$$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1 | tr 'A-Z /' 'a-z--'); \
+	$(PYTHON) -m stsm_rt.gpu_check --json "benchmarks/gpu-check-$${chip:-unknown}.json"
 
 clean:
 	rm -rf $(VENV) $(DEV_VENV) out build dist

@@ -32,13 +32,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise UserError(
-            f"{path} holds no readable weights; expected .safetensors or a PyTorch state dict"
-        ) from error
+        raise UserError(f"{path} holds no readable weights; expected .safetensors or a PyTorch state dict") from error
     except Exception as error:  # the unpickler raises its own kinds for anything that is not plain tensors
-        raise UserError(
-            f"{path} is not a plain state dict and was not opened; convert it to .safetensors"
-        ) from error
+        raise UserError(f"{path} is not a plain state dict and was not opened; convert it to .safetensors") from error
     tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(tensors, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
@@ -137,15 +133,11 @@ def save_weights(network: StreamingNetwork, path: str | Path, metadata: dict[str
     Raises:
         UserError: The file cannot be written.
     """
-    tensors = {
-        k: v.contiguous() for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")
-    }
+    tensors = {k: v.contiguous() for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")}
     partial = Path(f"{path}.part")
     try:
         save_file(tensors, partial, metadata)
         os.replace(partial, path)
     except (SafetensorError, OSError) as error:
         partial.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write weights to {path} ({error}); choose a file in a writable folder"
-        ) from error
+        raise UserError(f"cannot write weights to {path} ({error}); choose a file in a writable folder") from error

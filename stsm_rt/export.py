@@ -154,7 +154,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         manifest = export_engine(options.weights, options.out, batch=options.batch)
     except UserError as error:
         return report(error)
-    print(f"{options.out}: {manifest.network} {manifest.precision}, {len(manifest.states)} states, {options.out.stat().st_size / 1e6:.1f} MB")
+    print(
+        f"{options.out}: {manifest.network} {manifest.precision}, {len(manifest.states)} states, {options.out.stat().st_size / 1e6:.1f} MB"
+    )
     return 0
 
 

@@ -27,9 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 2 if the engine or its manifest is absent, damaged or does not match.
     """
     parser = argparse.ArgumentParser(prog="stsm-rt inspect", description="Print what an engine is.")
-    parser.add_argument(
-        "engine", nargs="?", metavar="FILE", help="engine file (default: the embedded engine)"
-    )
+    parser.add_argument("engine", nargs="?", metavar="FILE", help="engine file (default: the embedded engine)")
     arguments = parser.parse_args(argv)
     try:
         path = Path(arguments.engine) if arguments.engine else embedded_engine()

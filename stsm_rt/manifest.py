@@ -203,9 +203,7 @@ class Manifest:
         try:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"the manifest {source} is not valid JSON ({error}); export the engine again"
-            ) from error
+            raise UserError(f"the manifest {source} is not valid JSON ({error}); export the engine again") from error
         version = data.get("format_version") if isinstance(data, dict) else None
         if isinstance(version, int) and version != FORMAT_VERSION:
             raise UserError(
@@ -215,9 +213,7 @@ class Manifest:
         try:
             return _record(cls, data, "the record")
         except (ValueError, OverflowError) as error:
-            raise UserError(
-                f"the manifest {source} is not usable: {error}; export the engine again"
-            ) from error
+            raise UserError(f"the manifest {source} is not usable: {error}; export the engine again") from error
 
     @classmethod
     def load(cls, engine_path: str | os.PathLike[str]) -> Manifest:
@@ -235,9 +231,7 @@ class Manifest:
         """
         engine_path, path = Path(engine_path), manifest_path(engine_path)
         if not engine_path.is_file():
-            raise UserError(
-                f"there is no engine file {engine_path}; give the path of an engine made by stsm-rt export"
-            )
+            raise UserError(f"there is no engine file {engine_path}; give the path of an engine made by stsm-rt export")
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -246,9 +240,7 @@ class Manifest:
                 "copy both files or export the engine again"
             ) from None
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"the manifest {path} cannot be read ({error}); export the engine again"
-            ) from error
+            raise UserError(f"the manifest {path} cannot be read ({error}); export the engine again") from error
         manifest = cls.from_json(text, str(path))
         try:
             digest = sha256_of(engine_path)

@@ -85,7 +85,9 @@ def load_model(path: str | Path) -> tuple[StreamingNetwork, ModelSpec]:
         with safe_open(path, "pt") as file:
             record = (file.metadata() or {}).get("stsm_rt")
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable .safetensors file; expected weights that stsm-rt train wrote") from error
+        raise UserError(
+            f"{path} is not a readable .safetensors file; expected weights that stsm-rt train wrote"
+        ) from error
     if record is None:
         raise UserError(f"{path} has no record of a network; expected weights that stsm-rt train wrote")
     try:

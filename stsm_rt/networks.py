@@ -227,6 +227,8 @@ class StreamingNetwork(nn.Module):
         UserError: Unknown network or padding, or a shift that does not fit the network.
     """
 
+    mean: Tensor
+    std: Tensor
     offset: Tensor
     scale: Tensor
 
@@ -249,7 +251,10 @@ class StreamingNetwork(nn.Module):
         architecture = ARCHITECTURES[name]
         self.name, self.shift = name, shift
         self.padding = padding or architecture.padding
-        self.mean, self.std = architecture.mean, architecture.std
+        # Buffers, because a CUDA graph cannot capture a copy from the host; they belong to the architecture, not
+        # to its weights.
+        self.register_buffer("mean", torch.tensor(architecture.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(architecture.std).view(1, 3, 1, 1), persistent=False)
         self.backbone = architecture.build()
         if self.padding == "same":
             for module in self.backbone.modules():
@@ -271,8 +276,7 @@ class StreamingNetwork(nn.Module):
         """(N, H, W, 3) BGR, 0 to 255 -> (N, F) pooled features."""
         # The cast comes first: neither TensorRT nor its ONNX parser can permute bytes.
         x = frames.to(self.classifier.weight.dtype).permute(0, 3, 1, 2).flip(1)
-        mean, std = (x.new_tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
-        return self.backbone((x - mean) / std)
+        return self.backbone((x - self.mean) / self.std)
 
     def classify(self, features: Tensor) -> Tensor:
         """(..., out_features) of the running averages -> (..., K) logits, in FP32 or FP16 as the weights."""
@@ -297,9 +301,7 @@ class StreamingNetwork(nn.Module):
             return self.classify(self.averages.clip(self.clip_features(frames)))
         expected = sum(len(hook.spec.delays) for hook in self.hooks) + len(self.averages.state_shapes(1))
         if len(state) != expected:
-            raise UserError(
-                f"a step of this network takes {expected} states, got {len(state)}; see initial_state"
-            )
+            raise UserError(f"a step of this network takes {expected} states, got {len(state)}; see initial_state")
         kept = iter(state)
         for hook in self.hooks:
             hook.previous = [next(kept) for _ in hook.spec.delays]
@@ -328,9 +330,7 @@ class StreamingNetwork(nn.Module):
         modes = [(module, module.training) for module in self.modules()]
         self.eval()  # these zeros must not enter the batch norm statistics
         with torch.no_grad():
-            self.clip_features(
-                torch.zeros(batch, 1, height, width, 3, dtype=torch.uint8, device=weight.device)
-            )
+            self.clip_features(torch.zeros(batch, 1, height, width, 3, dtype=torch.uint8, device=weight.device))
         for module, training in modes:
             module.training = training
         shapes: list[tuple[tuple[int, ...], int]] = []

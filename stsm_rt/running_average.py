@@ -32,16 +32,19 @@ class RunningAverages(nn.Module):
         UserError: A rate is outside (0, 1], or a slower one stands before a faster one.
     """
 
+    rate_column: Tensor
+
     def __init__(self, features: int, rates: Sequence[float], *, changes: bool) -> None:
         super().__init__()
         if not all(0 < rate <= 1 for rate in rates) or list(rates) != sorted(rates, reverse=True):
-            raise UserError(
-                f"rates of running averages lie in (0, 1], fastest first, got {list(rates)}; correct them"
-            )
+            raise UserError(f"rates of running averages lie in (0, 1], fastest first, got {list(rates)}; correct them")
         self.features = features
         self.rates = tuple(rates)
         self.changes = changes and bool(rates)
         self.out_features = features * (max(len(self.rates), 1) + self.changes)
+        # A buffer, because a CUDA graph cannot capture a copy from the host; it is no weight and is not saved.
+        column = torch.tensor(self.rates + self.rates[-1:] * self.changes, dtype=torch.float32)[:, None]
+        self.register_buffer("rate_column", column, persistent=False)
 
     def state_shapes(self, batch: int) -> list[tuple[int, ...]]:
         """Shapes of the states for N = batch streams.
@@ -91,8 +94,7 @@ class RunningAverages(nn.Module):
         if not self.rates:
             return pooled, ()
         sums, weights = state[0], state[1]
-        rates = self.rates + self.rates[-1:] * self.changes
-        rate = torch.tensor(rates, dtype=pooled.dtype, device=pooled.device)[:, None]
+        rate = self.rate_column.to(pooled.dtype)
         signal = pooled[:, None].expand(-1, len(self.rates), -1)
         following: tuple[Tensor, ...] = ()
         if self.changes:

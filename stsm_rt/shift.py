@@ -84,12 +84,8 @@ class ShiftSpec:
             if not 0 < group.fraction <= 1:
                 raise ShiftError(f"shift {self.name}: a fraction lies in (0, 1], got {group.fraction}")
             if (group.dt, group.dh, group.dw) == (0, 0, 0):
-                raise ShiftError(
-                    f"shift {self.name}: a group of {group.fraction} moves nowhere; leave it out"
-                )
-        runs = [
-            group.dt for i, group in enumerate(self.groups) if i == 0 or group.dt != self.groups[i - 1].dt
-        ]
+                raise ShiftError(f"shift {self.name}: a group of {group.fraction} moves nowhere; leave it out")
+        runs = [group.dt for i, group in enumerate(self.groups) if i == 0 or group.dt != self.groups[i - 1].dt]
         if len(set(runs)) != len(runs) or 0 in runs[:-1]:
             raise ShiftError(
                 f"shift {self.name}: temporal groups come first and equal dt stand together, got dt = "

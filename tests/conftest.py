@@ -181,9 +181,7 @@ def _graph(
         else:
             nodes.append(helper.make_node("Identity", [value], [f"{state.name}_out"]))
     floats = {f"{state.name}_{end}": state.shape for state in states for end in ("in", "out")}
-    infos = {
-        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in floats.items()
-    }
+    infos = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in floats.items()}
     inputs += [info for name, info in infos.items() if name.endswith("_in")]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, (batch, len(bias)))]
     outputs += [info for name, info in infos.items() if name.endswith("_out")]

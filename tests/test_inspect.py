@@ -48,9 +48,7 @@ def test_it_prints_an_engine_without_states_background_or_accuracy(
     assert re.search(r"^network +colours, shift off$", table, re.MULTILINE)
 
 
-def test_an_error_is_one_sentence_and_exit_code_2(
-    make_engine: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_error_is_one_sentence_and_exit_code_2(make_engine: Any, capsys: pytest.CaptureFixture[str]) -> None:
     tiny = make_engine()
     manifest_path(tiny.path).write_text("{", encoding="utf-8")
     assert main([str(tiny.path)]) == 2
@@ -69,9 +67,7 @@ def test_without_a_file_it_takes_the_embedded_engine(
     assert "embedded engine" in capsys.readouterr().err
     tiny = make_engine()
     for path in (tiny.path, manifest_path(tiny.path)):
-        (package / "engines" / path.name.replace("colours.onnx", base._EMBEDDED)).write_bytes(
-            path.read_bytes()
-        )
+        (package / "engines" / path.name.replace("colours.onnx", base._EMBEDDED)).write_bytes(path.read_bytes())
     assert main([]) == 0
     assert base._EMBEDDED in capsys.readouterr().out
 

@@ -89,12 +89,8 @@ def test_a_mistyped_value_inside_is_named(
 
 def test_a_field_that_is_missing_or_unknown_inside_is_named(record: dict[str, Any]) -> None:
     state = record["states"][0]
-    assert "states[0] lacks delay" in refusal(
-        record | {"states": [{k: v for k, v in state.items() if k != "delay"}]}
-    )
-    assert "decision has unknown fields speed" in refusal(
-        record | {"decision": record["decision"] | {"speed": 1}}
-    )
+    assert "states[0] lacks delay" in refusal(record | {"states": [{k: v for k, v in state.items() if k != "delay"}]})
+    assert "decision has unknown fields speed" in refusal(record | {"decision": record["decision"] | {"speed": 1}})
 
 
 def test_an_unknown_field_is_named(record: dict[str, Any]) -> None:
@@ -168,9 +164,7 @@ def test_a_state_out_of_range_is_said(record: dict[str, Any], changes: dict[str,
         ({"temperature": float("inf")}, "temperature must be positive"),
     ],
 )
-def test_a_decision_out_of_range_is_said(
-    record: dict[str, Any], changes: dict[str, Any], sentence: str
-) -> None:
+def test_a_decision_out_of_range_is_said(record: dict[str, Any], changes: dict[str, Any], sentence: str) -> None:
     record["decision"] |= changes
     assert sentence in refusal(record)
 
@@ -178,9 +172,7 @@ def test_a_decision_out_of_range_is_said(
 def test_a_manifest_of_another_engine_is_refused(make_engine: Any) -> None:
     first, second = make_engine(), make_engine(height=24)
     manifest_path(first.path).write_text(second.manifest.to_json(), encoding="utf-8")
-    with pytest.raises(
-        UserError, match=f"SHA-256 {sha256_of(first.path)[:12]}.*{sha256_of(second.path)[:12]}"
-    ):
+    with pytest.raises(UserError, match=f"SHA-256 {sha256_of(first.path)[:12]}.*{sha256_of(second.path)[:12]}"):
         Manifest.load(first.path)
 
 

@@ -26,7 +26,7 @@ from stsm_rt.shift import PRESETS, RollingState, ShiftError, ShiftGroup, ShiftSp
 HEIGHT, WIDTH, FRAMES, CLASSES = 64, 80, 16, 7
 RATES = (0.5, 0.2, 0.08)
 TOLERANCE = 1e-5  # of the largest logit
-CLEAR = 1e-3  # a broken state shows at least this
+CLEAR = 1e-2  # a fault shows at least this
 
 EIGHTH = Fraction(1, 8)
 TWO_FRAMES = ShiftSpec("two_frames", (ShiftGroup(EIGHTH, dt=2), ShiftGroup(Fraction(1, 16), dh=1)))
@@ -44,9 +44,7 @@ CAUSAL = {spec.name: spec for spec in PRESETS.values() if all(group.dt >= 0 for 
 RESIDUAL_BRANCHES = {"r18": 8, "r50": 16, "mbv2": 10, "lite0": 9, "r8": 3}
 
 
-def clip_of(
-    frames: int = FRAMES, *, batch: int = 1, height: int = HEIGHT, width: int = WIDTH, seed: int = 0
-) -> Tensor:
+def clip_of(frames: int = FRAMES, *, batch: int = 1, height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> Tensor:
     """Frames (N, T, H, W, 3) uint8 of soft blobs with some grain, each unlike the one before."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(batch * frames, 3, 4, 5, generator=generator)
@@ -72,7 +70,7 @@ def first_conv(block: nn.Module) -> nn.Conv2d:
 
 def last_norm(block: nn.Module) -> nn.BatchNorm2d:
     if isinstance(block, Bottleneck):
-        return block.bn3  # type: ignore[return-value]
+        return block.bn3
     return block.bn2 if isinstance(block, BasicBlock) else block.conv[-1]  # type: ignore[index,return-value]
 
 
@@ -102,6 +100,7 @@ def randomise(network: StreamingNetwork, *, seed: int = 0, branch_gain: float = 
     network.clip_features(clip)
     network.eval()
     for norm in norms:
+        assert norm.running_mean is not None and norm.running_var is not None
         norm.running_mean += norm.running_var.sqrt() * uniform(norm.running_mean, -0.1, 0.1)
         norm.running_var *= uniform(norm.running_var, 0.8, 1.25)
     features = network.averages.clip(network.clip_features(clip))
@@ -122,9 +121,7 @@ def make(
     branch_gain: float = 0.2,
 ) -> StreamingNetwork:
     torch.manual_seed(0)
-    network = StreamingNetwork(
-        name, CLASSES, shift=shift, rates=RATES if head else (), changes=head, padding=padding
-    )
+    network = StreamingNetwork(name, CLASSES, shift=shift, rates=RATES if head else (), changes=head, padding=padding)
     return randomise(network, branch_gain=branch_gain)
 
 
@@ -158,9 +155,7 @@ def test_what_remains_between_stream_and_clip_is_rounding(name: str) -> None:
     states = network.state_specs(HEIGHT, WIDTH)
     network.double()
     clip = clip_of(8)
-    rolling = RollingState(
-        [torch.zeros(s.shape, dtype=torch.float64) for s in states], [s.delay for s in states]
-    )
+    rolling = RollingState([torch.zeros(s.shape, dtype=torch.float64) for s in states], [s.delay for s in states])
     logits = []
     for frame in clip.unbind(1):
         output, *following = network(frame, *rolling.read())
@@ -245,12 +240,9 @@ def test_every_state_matters(name: str, spec: ShiftSpec, swaps: int) -> None:
     for i, state in enumerate(states):
         broken[f"zeroed {state.name}"] = distance(tampered_stream(network, clip, zeroed=i), expected)
         broken[f"late {state.name}"] = distance(tampered_stream(network, clip, late=i), expected)
-    pairs = [
-        p for p in itertools.combinations(range(len(states)), 2) if states[p[0]].shape == states[p[1]].shape
-    ]
+    pairs = [p for p in itertools.combinations(range(len(states)), 2) if states[p[0]].shape == states[p[1]].shape]
     for i, j in pairs:
         broken[f"swapped {i}, {j}"] = distance(tampered_stream(network, clip, swapped=(i, j)), expected)
-    print(sorted((v, k) for k, v in broken.items())[:6], len(pairs))
     assert len(pairs) == swaps
     assert {fault: error for fault, error in broken.items() if error < CLEAR} == {}
 
@@ -282,9 +274,7 @@ def test_a_shift_that_looks_ahead_does_see_the_future() -> None:
     assert distance(network(changed)[:, 4], network(clip)[:, 4]) > CLEAR
 
 
-@pytest.mark.parametrize(
-    ("spec", "reach"), [(CAUSAL["tsm_online"], 3), (TWO_FRAMES, 6)], ids=["dt=1", "dt=2"]
-)
+@pytest.mark.parametrize(("spec", "reach"), [(CAUSAL["tsm_online"], 3), (TWO_FRAMES, 6)], ids=["dt=1", "dt=2"])
 @torch.no_grad()
 def test_the_shift_remembers_dt_frames_for_each_branch(spec: ShiftSpec, reach: int) -> None:
     network = make("r8", spec)
@@ -333,9 +323,7 @@ def test_parameters_and_keys_are_the_plain_networks(name: str, spec: ShiftSpec) 
     assert [(k, v.shape) for k, v in shifted.state_dict().items()] == [
         (k, v.shape) for k, v in plain.state_dict().items()
     ]
-    assert [(k, p.shape) for k, p in shifted.named_parameters()] == [
-        (k, p.shape) for k, p in plain.named_parameters()
-    ]
+    assert [(k, p.shape) for k, p in shifted.named_parameters()] == [(k, p.shape) for k, p in plain.named_parameters()]
     shifted.load_state_dict(plain.state_dict())
 
 
@@ -419,9 +407,7 @@ def test_same_padding_is_tensorflows_for_even_and_odd_sizes(name: str, size: tup
     assert len(strided) == 5
     for conv in strided:
         x = torch.randn(1, conv.in_channels, *size)
-        (top, bottom), (left, right) = (
-            same_padding(n, k, 2) for n, k in zip(size, conv.kernel_size, strict=True)
-        )
+        (top, bottom), (left, right) = (same_padding(n, k, 2) for n, k in zip(size, conv.kernel_size, strict=True))
         padded = F.pad(x, (left, right, top, bottom))
         y = conv(x)
         assert y.shape[2:] == (-(-size[0] // 2), -(-size[1] // 2))
@@ -444,6 +430,7 @@ def test_only_strided_convolutions_know_the_padding(name: str) -> None:
     for ours, theirs in zip(same.modules(), symmetric.modules(), strict=True):
         if not isinstance(ours, nn.Conv2d):
             continue
+        assert isinstance(theirs, nn.Conv2d)
         assert theirs.padding == tuple(k // 2 for k in theirs.kernel_size)
         odd, even = torch.randn(1, ours.in_channels, 9, 7), torch.randn(1, ours.in_channels, 8, 6)
         torch.testing.assert_close(ours(odd), theirs(odd))  # where both pad alike
@@ -481,9 +468,7 @@ def test_states_are_named_in_order_with_shapes_and_delays() -> None:
     ]
     assert [s.delay for s in specs] == [1, 2, 1, 2, 1, 2, 1, 1, 1]
     assert {s.dtype for s in specs} == {"float32"}
-    assert [s.shape for s in network.state_specs(HEIGHT, WIDTH, batch=4)] == [
-        (4, *s.shape[1:]) for s in specs
-    ]
+    assert [s.shape for s in network.state_specs(HEIGHT, WIDTH, batch=4)] == [(4, *s.shape[1:]) for s in specs]
     _, *following = network(clip_of(1)[:, 0], *network.initial_state(HEIGHT, WIDTH))
     assert [tuple(s.shape) for s in following] == [s.shape for s in specs]
 

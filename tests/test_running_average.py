@@ -21,9 +21,7 @@ def features(n: int, frames: int, count: int, seed: int = 0) -> Tensor:
     return torch.randn(n, frames, count, generator=generator) + 3
 
 
-def reference(
-    pooled: npt.NDArray[np.float32], rates: Sequence[float], *, changes: bool
-) -> npt.NDArray[np.float64]:
+def reference(pooled: npt.NDArray[np.float32], rates: Sequence[float], *, changes: bool) -> npt.NDArray[np.float64]:
     """The weighted means as sums over the past, in double precision."""
     x = pooled.astype(np.float64)
     steps = np.abs(np.diff(x, axis=1, prepend=x[:, :1]))

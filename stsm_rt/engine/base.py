@@ -38,9 +38,7 @@ class Engine(abc.ABC):
     frames: npt.NDArray[np.uint8]
 
     @staticmethod
-    def open(
-        path: str | os.PathLike[str] | None = None, *, slots: int = 1, threads: int | None = None
-    ) -> Engine:
+    def open(path: str | os.PathLike[str] | None = None, *, slots: int = 1, threads: int | None = None) -> Engine:
         """Open an engine file with the runtime that its manifest names.
 
         Args:
@@ -57,14 +55,10 @@ class Engine(abc.ABC):
         """
         from stsm_rt.engine.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(
-            embedded_engine() if path is None else Path(path), slots=slots, threads=threads
-        )
+        return OnnxRuntimeEngine(embedded_engine() if path is None else Path(path), slots=slots, threads=threads)
 
     @abc.abstractmethod
-    def step(
-        self, frames: npt.NDArray[np.uint8], slots: Sequence[int] | None = None
-    ) -> npt.NDArray[np.float32]:
+    def step(self, frames: npt.NDArray[np.uint8], slots: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
         """Run one network step of each given slot.
 
         Args:

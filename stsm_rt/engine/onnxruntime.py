@@ -59,13 +59,10 @@ class OnnxRuntimeEngine(Engine):
         self._active = np.zeros(batch, np.bool_)
         inputs = {"frame": self.frames} | ({"active": self._active} if batch > 1 else {})
         self._rings = [
-            _Rings(self._session, manifest, inputs, self._bound_logits)
-            for _ in range(slots if batch == 1 else 1)
+            _Rings(self._session, manifest, inputs, self._bound_logits) for _ in range(slots if batch == 1 else 1)
         ]
 
-    def step(
-        self, frames: npt.NDArray[np.uint8], slots: Sequence[int] | None = None
-    ) -> npt.NDArray[np.float32]:
+    def step(self, frames: npt.NDArray[np.uint8], slots: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
         """Run one network step of each given slot; see ``Engine.step``."""
         chosen = self._checked(slots)
         self._check_frames(frames, len(chosen))
@@ -116,12 +113,7 @@ class OnnxRuntimeEngine(Engine):
 
     def _check_frames(self, frames: npt.NDArray[np.uint8], count: int) -> None:
         given = (frames.dtype, frames.shape) if isinstance(frames, np.ndarray) else None
-        if (
-            given is None
-            or frames.dtype != np.uint8
-            or frames.ndim != 4
-            or frames.shape[1:] != self._frame_shape
-        ):
+        if given is None or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != self._frame_shape:
             came = f"{given[0]} {given[1]}" if given else type(frames).__name__
             raise UserError(
                 f"frames must be a uint8 array of shape {(count, *self._frame_shape)}, not {came}; "
@@ -158,8 +150,7 @@ class _Rings:
         shared = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
         bound_logits = ort.OrtValue.ortvalue_from_numpy(logits)
         rings = {
-            name: [ort.OrtValue.ortvalue_from_numpy(buffer) for buffer in ring]
-            for name, ring in self.buffers.items()
+            name: [ort.OrtValue.ortvalue_from_numpy(buffer) for buffer in ring] for name, ring in self.buffers.items()
         }
         # The arrays live as long as their OrtValues, and older IOBindings do not keep those alive.
         self._values = (shared, bound_logits, rings)
@@ -205,8 +196,7 @@ def _open_session(path: Path, threads: int) -> ort.InferenceSession:
     except Exception as error:  # its exceptions share no base class below Exception
         reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"ONNX Runtime {ort.__version__} cannot open the engine {path} ({reason}); "
-            "export the engine again"
+            f"ONNX Runtime {ort.__version__} cannot open the engine {path} ({reason}); export the engine again"
         ) from error
 
 
@@ -237,9 +227,7 @@ def _check_graph(session: ort.InferenceSession, manifest: Manifest, path: str | 
             f"at most {_MAX_PERIOD} are possible; export the engine again with smaller delays"
         )
     states = [(state.name, state.dtype.replace("float32", "float"), state.shape) for state in manifest.states]
-    inputs: dict[str, _Tensor] = {
-        "frame": ("tensor(uint8)", (batch, manifest.input_height, manifest.input_width, 3))
-    }
+    inputs: dict[str, _Tensor] = {"frame": ("tensor(uint8)", (batch, manifest.input_height, manifest.input_width, 3))}
     if batch > 1:
         inputs["active"] = ("tensor(bool)", (batch,))
     inputs |= {f"{name}_in": (f"tensor({dtype})", shape) for name, dtype, shape in states}

@@ -54,9 +54,7 @@ def test_steps_equal_the_definition_with_every_delay(make_engine: Any, delays: t
     tiny = make_engine(delays=delays)
     frames = tiny.frames(15)
     expected = tiny.reference(frames)
-    assert np.allclose(
-        logits_of(Engine.open(tiny.path), frames), expected, rtol=0, atol=1e-5 * abs(expected).max()
-    )
+    assert np.allclose(logits_of(Engine.open(tiny.path), frames), expected, rtol=0, atol=1e-5 * abs(expected).max())
 
 
 def test_the_reference_notices_a_wrong_delay(make_engine: Any) -> None:
@@ -115,9 +113,7 @@ def test_a_non_contiguous_frame_is_read_anew_at_every_step(tiny_engine: Any) -> 
     assert np.array_equal(np.stack(got), logits_of(Engine.open(tiny_engine.path), frames))
 
 
-def test_no_buffer_is_both_input_and_output_of_a_step(
-    make_engine: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_buffer_is_both_input_and_output_of_a_step(make_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bindings = Bindings(monkeypatch)
     Engine.open(make_engine(delays=(1, 2, 3)).path, slots=2)
     assert len(bindings.inputs) == 2 * 12
@@ -127,9 +123,7 @@ def test_no_buffer_is_both_input_and_output_of_a_step(
         assert len(set(addresses)) == len(addresses) == 8
 
 
-def test_outputs_stay_in_the_arrays_that_were_bound(
-    tiny_engine: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outputs_stay_in_the_arrays_that_were_bound(tiny_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bindings = Bindings(monkeypatch)
     engine = Engine.open(tiny_engine.path)
     addresses = set()
@@ -145,9 +139,7 @@ def test_outputs_stay_in_the_arrays_that_were_bound(
 def test_slots_share_no_state_buffer(tiny_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bindings = Bindings(monkeypatch)
     Engine.open(tiny_engine.path, slots=2)
-    first, second = (
-        {a for o in half for n, a in o.items() if n != "logits"} for half in halves(bindings.outputs)
-    )
+    first, second = ({a for o in half for n, a in o.items() if n != "logits"} for half in halves(bindings.outputs))
     assert first and second and not first & second
 
 
@@ -361,9 +353,7 @@ def test_a_manifest_that_does_not_match_the_graph_is_refused(
         ({"name": "state_03"}, "state_03_in"),
     ],
 )
-def test_a_state_that_does_not_match_the_graph_is_refused(
-    make_engine: Any, change: dict[str, Any], name: str
-) -> None:
+def test_a_state_that_does_not_match_the_graph_is_refused(make_engine: Any, change: dict[str, Any], name: str) -> None:
     tiny = make_engine()
     *others, last = tiny.manifest.states
     with pytest.raises(UserError, match=f"'{name}'"):
@@ -386,9 +376,7 @@ def test_a_graph_that_lacks_a_declared_state_is_refused(make_engine: Any, end: s
         Engine.open(resigned(tiny))
 
 
-def test_threads_and_the_default_of_one_per_physical_core(
-    tiny_engine: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_and_the_default_of_one_per_physical_core(tiny_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     session = ort.InferenceSession
 
