@@ -7,6 +7,8 @@ are those whose displacement changes the next convolution's output least; the pl
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -30,17 +32,16 @@ def order_channels(network: StreamingNetwork, clip: Tensor) -> None:
     blocks = getattr(network.backbone, "features", None)
     if network.shift is None or not isinstance(blocks, nn.Sequential):
         raise UserError(f"channels can be ordered in mbv2 and lite0 with a shift, not in {network.name} as it is")
-    first = [getattr(block, "conv", block)[0] for block in blocks]
-    readers = [next(m for m in part.modules() if isinstance(m, nn.Conv2d)) for part in first]
+    readers = [next(m for m in block.modules() if isinstance(m, nn.Conv2d)) for block in blocks]
     axes = {axis for g in network.shift.groups for axis, d in ((1, g.dt), (3, g.dh), (4, g.dw)) if d}
     start = 1
     while start < len(blocks) - 1:
         stop = start + 1
-        while stop < len(blocks) - 1 and blocks[stop].use_res_connect:
+        while stop < len(blocks) - 1 and getattr(blocks[stop], "use_res_connect", False):
             stop += 1
         if stop > start + 1:
             cost = _cost(network, readers[start + 1 : stop], axes, clip)
-            _permute(blocks[start:stop], readers[start + 1 : stop + 1], cost.argsort())
+            _permute(list(blocks)[start:stop], readers[start + 1 : stop + 1], cost.argsort())
         start = stop
 
 
@@ -64,10 +65,14 @@ def _cost(network: StreamingNetwork, readers: list[nn.Conv2d], axes: set[int], c
 
 
 @torch.no_grad()
-def _permute(writers: nn.Sequential, readers: list[nn.Conv2d], order: Tensor) -> None:
+def _permute(writers: list[nn.Module], readers: list[nn.Conv2d], order: Tensor) -> None:
     for block in writers:
-        conv, norm = block.conv[-2], block.conv[-1]
-        for tensor in (conv.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var):
-            tensor.copy_(tensor[order].clone())
+        projection = block.get_submodule("conv")
+        assert isinstance(projection, nn.Sequential)
+        for tensor in itertools.chain(
+            projection[-2].parameters(), projection[-1].parameters(), projection[-1].buffers()
+        ):
+            if tensor.dim():  # not the count of batches
+                tensor.copy_(tensor[order].clone())
     for reader in readers:
         reader.weight.copy_(reader.weight[:, order].clone())

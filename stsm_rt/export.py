@@ -131,7 +131,7 @@ def _manifest(network: StreamingNetwork, spec: ModelSpec, draft: Path, weights_s
 
 
 def compare(network: StreamingNetwork, engine_path: Path, frames: int = 8) -> float:
-    """Largest difference between an engine's and PyTorch's logits over a clip of noise, relative to the largest logit."""
+    """Largest difference between an engine's and PyTorch's logits over a clip of noise, as a share of the largest."""
     manifest = Manifest.load(engine_path)
     engine = Engine.open(engine_path, slots=manifest.batch)
     shape = (frames, manifest.batch, manifest.input_height, manifest.input_width, 3)
@@ -154,9 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         manifest = export_engine(options.weights, options.out, batch=options.batch)
     except UserError as error:
         return report(error)
-    print(
-        f"{options.out}: {manifest.network} {manifest.precision}, {len(manifest.states)} states, {options.out.stat().st_size / 1e6:.1f} MB"
-    )
+    size = options.out.stat().st_size / 1e6
+    print(f"{options.out}: {manifest.network} {manifest.precision}, {len(manifest.states)} states, {size:.1f} MB")
     return 0
 
 

@@ -57,7 +57,7 @@ def _train(options: argparse.Namespace) -> int:
     clips, split = _load(recipe, options.data, options.split)
     held_out = options.hold_out is not None
     if held_out:
-        split = hold_out(clips, split.train, *_fold(options.hold_out))
+        split = hold_out(clips, split.train, *parse_fold(options.hold_out))
     name = "-".join(
         [
             recipe.name,
@@ -131,7 +131,12 @@ def _load(recipe: Recipe, folder: Path, split: int) -> tuple[ClipSet, Split]:
     raise UserError(f"unknown dataset {recipe.dataset!r} in the recipe; there are jhmdb and shrec17")
 
 
-def _fold(text: str) -> tuple[int, int]:
+def parse_fold(text: str) -> tuple[int, int]:
+    """Read FOLD/FOLDS.
+
+    Raises:
+        UserError: It is something else.
+    """
     try:
         fold, folds = (int(part) for part in text.split("/"))
     except ValueError as error:

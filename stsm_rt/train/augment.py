@@ -56,7 +56,7 @@ def random_indices(
 
 
 def centre_boxes(count: int, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """The largest centred box of the target's aspect ratio, as (B, 1, 4): centre x, y and half width, height in -1 to 1."""
+    """The largest centred box of the target's shape, (B, 1, 4): centre x and y, half width and height, in -1 to 1."""
     ratio = (target[1] / target[0]) / (source[1] / source[0])
     return torch.tensor([0.0, 0.0, min(ratio, 1.0), min(1 / ratio, 1.0)]).expand(count, 1, 4)
 

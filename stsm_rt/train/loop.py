@@ -218,7 +218,9 @@ class Trainer:
         recipe, network = self.recipe, self.network
         if recipe.order_channels:
             with self.autocast():
-                order_channels(network.eval(), self.training_batch(self.train_list[:: len(self.train_list) // 16][:16])[0])
+                order_channels(
+                    network.eval(), self.training_batch(self.train_list[:: len(self.train_list) // 16][:16])[0]
+                )
         if recipe.pretrained:
             self.fit_classifier()
         features = getattr(network.backbone, "features", None)
