@@ -89,6 +89,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     record: dict[str, Any] = {
         "engine": Path(engine_path).name,
         "engine_sha256": manifest.sha256,
+        "weights_sha256": manifest.weights_sha256,
         "network": manifest.network,
         "shift": manifest.shift["name"],
         "precision": manifest.precision,

@@ -7,10 +7,13 @@ come out. Normalisation is inside. Before anything is written, ONNX Runtime's st
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -74,21 +77,25 @@ def export_onnx(network: StreamingNetwork, path: Path, *, height: int, width: in
     exported.save(path, external_data=False)
 
 
-def export_engine(weights: Path, target: Path, *, batch: int = 1) -> Manifest:
+def export_engine(weights: Path, target: Path, *, batch: int = 1, measured: Path | None = None) -> Manifest:
     """Make an FP32 engine for ONNX Runtime, prove it against PyTorch and write it with its manifest.
 
     Args:
         weights: What `train` wrote.
         target: The engine file; its manifest lies beside it.
         batch: Streams per step.
+        measured: What ``evaluate --json`` wrote of an engine of the same weights; its accuracy goes into the manifest.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: Weights that cannot be read, a shift that looks ahead, or an engine that disagrees with PyTorch.
+        UserError: Weights that cannot be read, a shift that looks ahead, an engine that disagrees with PyTorch, or
+            a report of other weights.
     """
     network, spec = load_model(weights)
+    if measured is not None:
+        spec = dataclasses.replace(spec, accuracy=read_accuracy(measured, sha256_of(weights)))
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
         draft = Path(folder) / target.name
@@ -104,6 +111,21 @@ def export_engine(weights: Path, target: Path, *, batch: int = 1) -> Manifest:
         os.replace(manifest_path(draft), manifest_path(target))
         os.replace(draft, target)
     return manifest
+
+
+def read_accuracy(report_path: Path, weights_sha256: str) -> dict[str, Any]:
+    """The headline numbers of a report that ``evaluate --json`` wrote.
+
+    Raises:
+        UserError: No such report, or it was measured with other weights.
+    """
+    try:
+        report_data = json.loads(report_path.read_text())
+        if report_data["weights_sha256"] != weights_sha256:
+            raise UserError(f"{report_path} was measured with other weights; evaluate an engine of these first")
+        return {key: report_data[key] for key in ("split", "clips", "top1", "top5")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{report_path} is not a report that stsm-rt evaluate --data wrote") from error
 
 
 def _manifest(network: StreamingNetwork, spec: ModelSpec, draft: Path, weights_sha256: str, batch: int) -> Manifest:
@@ -146,12 +168,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="stsm-rt export", description="Make an ONNX engine from trained weights.")
     parser.add_argument("--weights", type=Path, required=True, help="weights that stsm-rt train wrote (.safetensors)")
     parser.add_argument("-o", "--out", type=Path, required=True, help="engine file to write (.onnx)")
+    parser.add_argument("--measured", type=Path, help="report of evaluate --json, for the manifest's accuracy")
     parser.add_argument("--batch", type=int, default=1, help="streams per step (default: 1)")
     options = parser.parse_args(argv)
     try:
         if options.out.suffix != ".onnx":
             raise UserError(f"an engine for ONNX Runtime ends in .onnx, got {options.out}")
-        manifest = export_engine(options.weights, options.out, batch=options.batch)
+        manifest = export_engine(options.weights, options.out, batch=options.batch, measured=options.measured)
     except UserError as error:
         return report(error)
     size = options.out.stat().st_size / 1e6

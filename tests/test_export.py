@@ -19,10 +19,11 @@ from stsm_rt.model import ModelSpec, load_model, save_model
 from stsm_rt.networks import ARCHITECTURES
 from stsm_rt.shift import PRESETS, ShiftError
 
+STSM = PRESETS["stsm_online"].to_json()
 DT2 = {"name": "dt2", "groups": [{"fraction": "1/8", "dt": 2, "dh": 0, "dw": 0}]}
 
 
-def write_model(path, network="r8", shift=PRESETS["stsm_online"].to_json(), size=(48, 64), **fields):
+def write_model(path, network="r8", shift=STSM, size=(48, 64), **fields):
     spec = ModelSpec(
         network=network,
         padding=ARCHITECTURES[network].padding,
@@ -64,7 +65,7 @@ def test_a_model_file_tells_what_it_is(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("network", sorted(ARCHITECTURES))
-@pytest.mark.parametrize("shift", [PRESETS["stsm_online"].to_json(), DT2, None], ids=["stsm_online", "dt2", "plain"])
+@pytest.mark.parametrize("shift", [STSM, DT2, None], ids=["stsm_online", "dt2", "plain"])
 def test_onnxruntime_equals_pytorch(tmp_path, network, shift):
     weights = write_model(tmp_path / "m.safetensors", network, shift)
     target = tmp_path / "m.onnx"

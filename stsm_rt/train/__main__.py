@@ -114,7 +114,7 @@ def _train(options: argparse.Namespace) -> int:
         width=recipe.width,
         frame_rate=recipe.frame_rate,
         decision=recipe.decision,
-        recipe=json.loads(json.dumps(dataclasses.asdict(recipe))),
+        recipe={**json.loads(json.dumps(dataclasses.asdict(recipe))), "trained_on": device_name(options.device)},
         accuracy=accuracy,
     )
     target = folder / f"{recipe.name}.safetensors"
@@ -129,6 +129,12 @@ def _load(recipe: Recipe, folder: Path, split: int) -> tuple[ClipSet, Split]:
     if recipe.dataset == "shrec17":
         return load_shrec17(folder)
     raise UserError(f"unknown dataset {recipe.dataset!r} in the recipe; there are jhmdb and shrec17")
+
+
+def device_name(device: str) -> str:
+    """The device's name and PyTorch's version, for the record."""
+    chip = torch.cuda.get_device_name() if device.startswith("cuda") else "the CPU"
+    return f"{chip}, PyTorch {torch.__version__}"
 
 
 def parse_fold(text: str) -> tuple[int, int]:
