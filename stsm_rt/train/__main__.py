@@ -72,6 +72,7 @@ def _train(options: argparse.Namespace) -> int:
     folder = options.out / name
     if (folder / "log.jsonl").exists() and not options.resume:
         raise UserError(f"{folder} holds a run already; give --resume to go on with it, or another --out")
+    trainer = Trainer(recipe, clips, split.train, device=options.device, pretrained=options.pretrained, folder=folder)
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{name}: {len(split.train)} clips, {recipe.epochs} epochs on {options.device}; log and weights in {folder}")
     with tqdm(total=recipe.epochs, unit="epoch", desc=name) as bar:
@@ -80,15 +81,7 @@ def _train(options: argparse.Namespace) -> int:
             bar.n = epoch
             bar.set_postfix(loss=f"{loss:.3f}")
 
-        trainer = Trainer(
-            recipe,
-            clips,
-            split.train,
-            device=options.device,
-            pretrained=options.pretrained,
-            folder=folder,
-            progress=progress,
-        )
+        trainer.progress = progress
         network = trainer.run(resume=options.resume)
     accuracy = None
     if held_out or options.report_test:
