@@ -30,7 +30,11 @@ bench: $(VENV)/.ready
 	$(VENV)/bin/python -m stsm_rt.bench --engine $(ENGINE) --json out/bench.json
 
 engines: $(DEV_VENV)/.ready
-	$(DEV_VENV)/bin/python -m stsm_rt.export --weights engines/actions_lite0.safetensors --out $(ENGINE)
+	$(DEV_VENV)/bin/python -m stsm_rt.export --weights engines/actions_lite0.safetensors --out $(ENGINE) \
+		--measured engines/reports/actions_lite0_fp32.json
+	$(DEV_VENV)/bin/python -m stsm_rt.model_card --weights engines/actions_lite0.safetensors --out engines/actions_lite0.md \
+		--measured engines/reports/actions_lite0_fp32.json --silence engines/reports/actions_lite0_fp32_silence.json \
+		--comparison engines/reports/actions_lite0_shifts.jsonl
 
 # Installs nothing: it runs with the PyTorch that the machine's own python3 has.
 gpu-check:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from stsm_rt.decision import Decision, Event
 from stsm_rt.engine import Engine
 from stsm_rt.errors import UserError
+from stsm_rt.video.cut import CutDetector
 from stsm_rt.video.fit import check_frame, fit
 from stsm_rt.video.sources import Source, open_source
 
@@ -170,6 +171,7 @@ class Recognizer:
             manifest.labels, manifest.background, manifest.decision, topk=topk, threshold=threshold
         )
         self._sampler = Sampler(manifest.frame_rate)
+        self._cuts = CutDetector()
         self.reset()
 
     def reset(self) -> None:
@@ -181,8 +183,8 @@ class Recognizer:
     def update(self, frame: npt.NDArray[np.uint8], time: float, *, dropped: int = 0) -> Result | None:
         """Take the next frame of the stream.
 
-        A jump back in time, a gap of more than a second and four steps, or another frame size ends the
-        running event at the last frame before it and resets the state.
+        A jump back in time, a gap of more than a second and four steps, another frame size or a cut to another
+        picture ends the running event at the last frame before it and resets the state.
 
         Args:
             frame: uint8 (H, W, 3), BGR, as OpenCV gives it. It is neither changed nor kept.
@@ -202,6 +204,7 @@ class Recognizer:
         if not math.isfinite(time):
             raise UserError(f"the time of a frame must be a finite number of seconds, not {time}")
         ended: tuple[Event, ...] = ()
+        before = self._last
         if self._size not in (None, frame.shape) or self._sampler.breaks(time):
             ended = self.finish()
             self._restart()
@@ -211,6 +214,9 @@ class Recognizer:
         if not self._sampler.take(time):
             return None
         fit(frame, self.roi, self._input[0])
+        if self._cuts.is_cut(self._input[0]):
+            ended = self._decision.finish(*before)
+            self._forget()
         logits = self.engine.step(self._input, self._slots)[0]
         labels, scores, events = self._decision.update(logits, time, self._frame)
         return Result(
@@ -256,7 +262,11 @@ class Recognizer:
                 yield result
 
     def _restart(self) -> None:
-        self.engine.reset(self._slots)
-        self._decision.reset()
+        self._forget()
+        self._cuts.reset()
         self._sampler.reset()
         self._size = None
+
+    def _forget(self) -> None:
+        self.engine.reset(self._slots)
+        self._decision.reset()

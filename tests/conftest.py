@@ -36,9 +36,10 @@ class TinyEngine:
     bias: npt.NDArray[np.float32]
 
     def frames(self, count: int, seed: int = 0) -> npt.NDArray[np.uint8]:
-        """Random frames, (count, H, W, 3)."""
+        """Frames of one scene under heavy noise, (count, H, W, 3)."""
         shape = (count, self.manifest.input_height, self.manifest.input_width, 3)
-        return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+        scene = np.linspace(0, 160, shape[2], dtype=np.uint8)[None, None, :, None]
+        return scene + np.random.default_rng(seed).integers(0, 96, shape, np.uint8)
 
     def reference(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """The logits (T, classes) of frames (T, H, W, 3) since a reset, computed without buffers."""

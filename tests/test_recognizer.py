@@ -23,7 +23,9 @@ EARLY = 0.1
 
 
 def noise(count: int, seed: int, size: tuple[int, int] = (64, 48)) -> list[np.ndarray]:
-    return list(np.random.default_rng(seed).integers(0, 256, (count, size[1], size[0], 3), np.uint8))
+    """Frames of one scene under heavy noise: no cut between any two, whatever their seeds."""
+    scene = np.linspace(0, 160, size[0], dtype=np.uint8)[None, None, :, None]
+    return list(scene + np.random.default_rng(seed).integers(0, 96, (count, size[1], size[0], 3), np.uint8))
 
 
 def play(recognizer: Recognizer, frames: list[np.ndarray], start: float = 0.0, fps: float = 10.0) -> list[Result]:
@@ -103,6 +105,16 @@ def test_after_a_break_it_is_a_fresh_recognizer(tiny_engine: Any, seed: int, bef
     start = {"gap": (before - 1) / 10 + 1.01, "back": (before - 1) / 10 - 0.01}.get(kind, before / 10)
     after = noise(8, seed + 1)
     assert scores(play(used, after, start)) == scores(play(fresh, after, start))
+
+
+def test_a_cut_ends_the_event_before_it_and_starts_afresh(tiny_engine: Any) -> None:
+    first, second = noise(9, 1), [frame[:, ::-1].copy() for frame in noise(9, 2)]
+    recognizer = Recognizer(tiny_engine.path, threshold=0.05)
+    results = play(recognizer, first + second)
+    fresh = play(Recognizer(tiny_engine.path, threshold=0.05), second)
+    assert scores(results[9:]) == scores(fresh)
+    assert results[8].active is not None
+    assert [event.end for event in results[9].events if event.end is not None] == [pytest.approx(0.8)]
 
 
 def test_without_a_break_the_state_is_kept(tiny_engine: Any) -> None:

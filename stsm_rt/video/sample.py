@@ -9,7 +9,7 @@ from pathlib import Path
 from stsm_rt.errors import UserError
 
 # Follows nobody: she walks through it from frame 87 to 168 of the clip's 230 (1768x994).
-_WALKING_WOMAN = (330, 394, 840, 600)
+_WALKING_WOMAN = (350, 420, 740, 574)
 
 
 @dataclass(frozen=True)
