@@ -85,6 +85,34 @@ class Engine(abc.ABC):
             UserError: If a slot does not exist or is given twice. No slot has been reset then.
         """
 
+    def _checked(self, slots: Sequence[int] | None) -> Sequence[int]:
+        """The slots that are meant, all of them where None is given."""
+        if slots is None:
+            return range(self.slots)
+        for slot in slots:
+            if not isinstance(slot, (int, np.integer)) or not 0 <= slot < self.slots:
+                raise UserError(
+                    f"the engine has {self.slots} slot{'s' if self.slots > 1 else ''}, numbered from 0; "
+                    f"slot {slot!r} does not exist, open the engine with more slots"
+                )
+        if len(set(slots)) != len(slots):
+            raise UserError(f"each slot makes one step at a time, but {list(slots)} names one twice")
+        return slots
+
+    def _check_frames(self, frames: npt.NDArray[np.uint8], count: int) -> None:
+        given = (frames.dtype, frames.shape) if isinstance(frames, np.ndarray) else None
+        if given is None or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != self.frames.shape[1:]:
+            came = f"{given[0]} {given[1]}" if given else type(frames).__name__
+            raise UserError(
+                f"frames must be a uint8 array of shape {(count, *self.frames.shape[1:])}, not {came}; "
+                "resize the frames and add the first dimension"
+            )
+        if len(frames) != count:
+            raise UserError(
+                f"step needs one frame for each slot, but came {len(frames)} frame(s) for {count} slot(s); "
+                "name the slots that the frames belong to"
+            )
+
 
 def embedded_engine() -> Path:
     """Return the path of the engine that comes with stsm-rt.

@@ -171,29 +171,6 @@ class TorchEngine(Engine):
             hook.following = ()  # they lie in the graphs' memory, which the next replay overwrites
         return [graph.replay for graph in graphs]
 
-    def _checked(self, slots: Sequence[int] | None) -> Sequence[int]:
-        if slots is None:
-            return range(self.slots)
-        for slot in slots:
-            if not isinstance(slot, (int, np.integer)) or not 0 <= slot < self.slots:
-                raise UserError(
-                    f"the engine has {self.slots} slot{'s' if self.slots > 1 else ''}, numbered from 0; "
-                    f"slot {slot!r} does not exist, open the engine with more slots"
-                )
-        if len(set(slots)) != len(slots):
-            raise UserError(f"each slot makes one step at a time, but {list(slots)} names one twice")
-        return slots
-
-    def _check_frames(self, frames: npt.NDArray[np.uint8], count: int) -> None:
-        expected = (count, *self.frames.shape[1:])
-        given = (frames.dtype, frames.shape) if isinstance(frames, np.ndarray) else None
-        if given != (np.dtype(np.uint8), expected):
-            came = f"{given[0]} {given[1]}" if given else type(frames).__name__
-            raise UserError(
-                f"frames must be a uint8 array of shape {expected}, one frame for each slot, not {came}; "
-                "resize the frames, or name the slots that they belong to"
-            )
-
 
 class _Rings:
     """The state buffers of one slot.
