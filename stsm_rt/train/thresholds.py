@@ -1,8 +1,9 @@
 """The command ``python -m stsm_rt.train.thresholds``: choose smoothing and thresholds on clips held out of training.
 
 It plays the held-out clips of a training list, looped, and streams without an action through an engine that has seen
-none of them, keeps the logits, and tries decisions on them: the smoothing that classifies best, then the lowest
-threshold at which the streams without an action stay silent. What it prints goes into the recipe's [decision].
+none of them, keeps the logits, and tries decisions on them: first the smoothing that classifies best, then what each
+threshold gives (clips that raise their own event) and costs (events where there is no action). The choice between the
+two is a person's, and goes into the recipe's [decision].
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from stsm_rt.video.sources import open_source
 
 LOOP_SECONDS = 4.0
 _SMOOTHINGS = (1, 3, 6, 10)
-_MIN_STEPS = (3, 6, 10)
+_PERCENTS = range(16, 65, 4)
 _RELEASE = 0.6  # of the threshold
 
 
@@ -101,21 +102,17 @@ def try_decision(streams: Sequence[Stream], manifest: Manifest, spec: DecisionSp
     return Outcome(spec, hits / max(clips, 1), own / max(hits, 1), false)
 
 
-def choose(streams: Sequence[Stream], manifest: Manifest) -> list[Outcome]:
-    """For each number of steps, the lowest threshold without a false event; the best first."""
-    positives = [stream for stream in streams if stream.label is not None]
-    firsts = [Stream(s.logits[: s.steps], s.label, s.steps) for s in positives]
+def best_smoothing(streams: Sequence[Stream], manifest: Manifest) -> int:
+    """The smoothing that classifies most clips at the end of their first pass; the shortest of equals."""
+    firsts = [Stream(s.logits[: s.steps], s.label, s.steps) for s in streams if s.label is not None]
     plain = [DecisionSpec(smoothing=k, threshold=1, release=1, min_steps=1) for k in _SMOOTHINGS]
-    smoothing = max((try_decision(firsts, manifest, spec) for spec in plain), key=lambda o: o.top1).spec.smoothing
-    outcomes = []
-    for steps in _MIN_STEPS:
-        low, high = 0, 99
-        while low < high:  # fewer false events as the threshold rises
-            middle = (low + high) // 2
-            outcome = try_decision([s for s in streams if s.label is None], manifest, _spec(smoothing, middle, steps))
-            low, high = (low, middle) if outcome.false == 0 else (middle + 1, high)
-        outcomes.append(try_decision(streams, manifest, _spec(smoothing, low, steps)))
-    return sorted(outcomes, key=lambda o: -o.own)
+    return max((try_decision(firsts, manifest, spec) for spec in plain), key=lambda o: o.top1).spec.smoothing
+
+
+def curve(streams: Sequence[Stream], manifest: Manifest, *, min_steps: int) -> list[Outcome]:
+    """What a decision gives and costs over a range of thresholds, with the best smoothing."""
+    smoothing = best_smoothing(streams, manifest)
+    return [try_decision(streams, manifest, _spec(smoothing, percent, min_steps)) for percent in _PERCENTS]
 
 
 def _spec(smoothing: int, percent: int, steps: int) -> DecisionSpec:
@@ -141,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--negatives", type=Path, nargs="*", default=[], help="videos without an action, not trained on"
     )
     parser.add_argument("--rooms", type=float, default=5.0, help="minutes of synthetic rooms (default: 5)")
+    parser.add_argument("--min-steps", type=int, default=3, help="steps before an event starts (default: 3)")
     options = parser.parse_args(argv)
     try:
         engine = Engine.open(options.engine)
@@ -156,11 +154,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 streams.append(Stream(logits_of(engine, source), None, 0))
         if options.rooms > 0:
             streams.append(Stream(logits_of(engine, still_rooms(options.rooms, seed=1)), None, 0))
-        outcomes = choose(streams, engine.manifest)
+        outcomes = curve(streams, engine.manifest, min_steps=options.min_steps)
     except UserError as error:
         return report(error)
+    print(f"top-1 {100 * outcomes[0].top1:.1f} % with a smoothing of {outcomes[0].spec.smoothing}")
+    print("threshold  clips with their own event  events without an action")
     for outcome in outcomes:
-        print(f"top-1 {outcome.top1:.3f}  own events {outcome.own:.3f}  false events {outcome.false}  {outcome.spec}")
+        print(f"{outcome.spec.threshold:9.2f}  {100 * outcome.own:25.1f} %  {outcome.false:24d}")
     return 0
 
 

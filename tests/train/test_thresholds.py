@@ -4,7 +4,7 @@ import numpy as np
 
 from stsm_rt.engine import Engine
 from stsm_rt.manifest import DecisionSpec, Manifest
-from stsm_rt.train.thresholds import Stream, choose, logits_of, try_decision
+from stsm_rt.train.thresholds import Stream, best_smoothing, curve, logits_of, try_decision
 
 
 def stream(label, confidence, classes=4, steps=20, noise=0.0, seed=0):
@@ -32,17 +32,25 @@ def test_a_decision_is_tried_on_recorded_logits(tiny_engine):
     assert outcome.false == 0
 
 
-def test_the_chosen_threshold_is_the_lowest_that_is_silent(tiny_engine):
+def test_the_curve_shows_what_a_threshold_gives_and_costs(tiny_engine):
     manifest = Manifest.load(tiny_engine.path)
     names = manifest.labels
     actions = [i for i, name in enumerate(names) if name != manifest.background]
-    streams = [Stream(stream(i, 0.95, seed=i), names[i], 10) for i in actions]
-    streams.append(Stream(stream(actions[0], 0.7, steps=60), None, 0))
-    for outcome in choose(streams, manifest):
-        assert outcome.false == 0
-        assert outcome.own == 1.0
-        assert outcome.spec.threshold == 0.71
-        assert outcome.spec.release < outcome.spec.threshold
+    streams = [Stream(stream(i, 0.45, seed=i), names[i], 10) for i in actions]
+    streams.append(Stream(stream(actions[0], 0.3, steps=60), None, 0))
+    outcomes = curve(streams, manifest, min_steps=3)
+    assert [(o.own, o.false) for o in outcomes if o.spec.threshold in (0.24, 0.4, 0.6)] == [(1, 1), (1, 0), (0, 0)]
+    assert all(o.top1 == 1 and o.spec.release < o.spec.threshold for o in outcomes)
+
+
+def test_the_shortest_of_equal_smoothings_is_taken_and_noise_asks_for_more(tiny_engine):
+    manifest = Manifest.load(tiny_engine.path)
+    names = manifest.labels
+    actions = [i for i, name in enumerate(names) if name != manifest.background]
+    clean = [Stream(stream(i, 0.9), names[i], 10) for i in actions]
+    noisy = [Stream(stream(i, 0.5, noise=1.5, seed=seed), names[i], 10) for seed in range(20) for i in actions]
+    assert best_smoothing(clean, manifest) == 1
+    assert best_smoothing(noisy, manifest) > 1
 
 
 def test_logits_are_those_of_the_recognizers_own_way(tiny_engine):
