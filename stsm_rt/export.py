@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,17 @@ def export_onnx(network: StreamingNetwork, path: Path, *, height: int, width: in
             verbose=False,
         )
     assert exported is not None
-    exported.save(path, external_data=False)
+    model = exported.model_proto
+    # The exporter notes where in whose files each node came from: the same weights would give another file elsewhere.
+    for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    for tensor in model.graph.initializer:
+        tensor.ClearField("metadata_props")
+        tensor.ClearField("doc_string")
+    model.graph.ClearField("metadata_props")
+    model.ClearField("metadata_props")
+    onnx.save(model, path)
 
 
 def export_engine(weights: Path, target: Path, *, batch: int = 1, measured: Path | None = None) -> Manifest:
