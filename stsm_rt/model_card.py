@@ -57,7 +57,8 @@ cartoon figures and crowds, where people move in ways that are none of the {coun
 
 ## What the shift is worth here
 
-The same recipe and seed with another shift, same test list, the network's clip form in PyTorch:
+The same recipe and seed with another shift (`--shift none --report-test` and so on), same test list, the network's clip
+form in PyTorch:
 
 | shift | seed | clips | top-1 |
 |---|---|---|---|

@@ -214,15 +214,18 @@ class Trainer:
             network.classifier.weight.copy_(weight)
             network.classifier.bias.copy_(bias)
 
-    def _prepare(self) -> None:
+    def _initialise(self) -> None:
         recipe, network = self.recipe, self.network
-        if recipe.order_channels:
+        if recipe.order_channels and network.shift is not None:
             with self.autocast():
                 order_channels(
                     network.eval(), self.training_batch(self.train_list[:: len(self.train_list) // 16][:16])[0]
                 )
         if recipe.pretrained:
             self.fit_classifier()
+
+    def _prepare(self) -> None:
+        recipe, network = self.recipe, self.network
         features = getattr(network.backbone, "features", None)
         for index, block in enumerate(features if isinstance(features, nn.Sequential) else ()):
             block.requires_grad_(index >= recipe.frozen_blocks)
@@ -272,6 +275,8 @@ class Trainer:
         Returns:
             The network to keep, in evaluation mode.
         """
+        if not (resume and self._has_checkpoint()):
+            self._initialise()
         self._prepare()
         if resume:
             self._restore()
@@ -343,10 +348,13 @@ class Trainer:
         torch.save(self._state(), partial)
         os.replace(partial, self.folder / "checkpoint.pt")
 
+    def _has_checkpoint(self) -> bool:
+        return self.folder is not None and (self.folder / "checkpoint.pt").is_file()
+
     def _restore(self) -> None:
-        path = self.folder / "checkpoint.pt" if self.folder is not None else None
-        if path is None or not path.is_file():
+        if self.folder is None or not self._has_checkpoint():
             return
+        path = self.folder / "checkpoint.pt"
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["recipe"] != json.dumps(dataclasses.asdict(self.recipe)):
             raise UserError(f"{path} belongs to another recipe; choose another --out or leave out --resume")

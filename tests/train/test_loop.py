@@ -90,3 +90,15 @@ def test_the_same_seed_gives_the_same_weights(moving_squares, small_recipe):
     other = weights(Trainer(dataclasses.replace(recipe, seed=1), moving_squares, TRAIN).run())
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+
+
+def test_a_recipe_that_orders_channels_trains_without_a_shift_too(moving_squares, small_recipe):
+    recipe = dataclasses.replace(small_recipe, shift="none", order_channels=True, epochs=1)
+    Trainer(recipe, moving_squares, TRAIN[:32]).run()
+
+
+def test_a_resumed_run_does_not_initialise_again(moving_squares, small_recipe, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(small_recipe, epochs=1)
+    Trainer(recipe, moving_squares, TRAIN[:32], folder=tmp_path).run()
+    monkeypatch.setattr(Trainer, "_initialise", lambda self: pytest.fail("initialised again"))
+    Trainer(recipe, moving_squares, TRAIN[:32], folder=tmp_path).run(resume=True)
