@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,16 @@ def random_weights(network: str, *, height: int = 224, width: int = 224) -> Weig
         model.offset.copy_(model.averages.clip(model.clip_features(clip)).mean((0, 1)) / 2)
         model.classifier.weight.div_(model(clip).std())
     return Weights(f"random, seed {_SEED}", None, spec, model.state_dict())
+
+
+def weights_sha256(weights: Weights) -> str:
+    """Their file's SHA-256, or one of the random tensors themselves."""
+    if weights.sha256 is not None:
+        return weights.sha256
+    digest = hashlib.sha256()
+    for name, tensor in weights.tensors.items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def moving_clip(frames: int, height: int, width: int, *, seed: int) -> npt.NDArray[np.uint8]:

@@ -18,9 +18,11 @@ COMMANDS = {
     "inspect": ("stsm_rt.inspect", "print what an engine is: its network, labels, states and thresholds"),
     "bench": ("stsm_rt.bench", "time the steps of engines, side by side"),
     "train": ("stsm_rt.train.__main__", "train a network from a recipe (needs the extra 'train')"),
-    "export": ("stsm_rt.export", "make an engine from trained weights (needs the extra 'build')"),
+    "export": ("stsm_rt.export", "make an ONNX graph from trained weights (needs the extra 'build')"),
+    "calibrate": ("stsm_rt.calibrate", "record the ranges that INT8 engines need (needs the extra 'build')"),
+    "build-engine": ("stsm_rt.build_engine", "build an engine for this machine: TensorRT, ONNX Runtime or OpenVINO"),
 }
-_EXTRAS = {"train": "train", "export": "build"}
+_EXTRAS = {"train": "train", "export": "build", "calibrate": "build"}
 _USAGE = "usage: stsm-rt COMMAND [OPTIONS]"
 
 
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     name, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
-        lines = [f"  {command:<10}{purpose}" for command, (_, purpose) in COMMANDS.items()]
+        lines = [f"  {command:<14}{purpose}" for command, (_, purpose) in COMMANDS.items()]
         print("\n".join([_USAGE, "", *lines, "", "stsm-rt COMMAND --help tells a command's options."]))
         return 0
     try:

@@ -23,13 +23,12 @@ from stsm_rt.confusion import draw_confusion
 from stsm_rt.decision import Event
 from stsm_rt.engine import Engine, embedded_engine
 from stsm_rt.errors import UserError, report
-from stsm_rt.playback import Clip, ClipOutcome, loop_clip, play_clip, read_clips, started_events
+from stsm_rt.playback import Clip, ClipOutcome, loop_clip, play_clip, read_clips, started_events, videos_in
 from stsm_rt.recognizer import Recognizer
 from stsm_rt.still_rooms import still_rooms
 from stsm_rt.video.sources import open_source
 
 LOOP_SECONDS = 4.0
-_VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,8 +171,7 @@ def _negatives(recognizer: Recognizer, paths: Sequence[Path]) -> dict[str, Any]:
 def _videos(paths: Sequence[Path]) -> Iterator[Path]:
     """Name every video: a folder stands for the videos in it and below, or is a video made of images."""
     for path in paths:
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in _VIDEO_SUFFIXES) if path.is_dir() else []
-        yield from inside or [path]
+        yield from (videos_in(path) if path.is_dir() else []) or [path]
 
 
 def _noting_times(

@@ -1,57 +1,97 @@
-"""The command ``python -m stsm_rt.export``: weights -> an ONNX engine with its manifest.
+"""The command ``python -m stsm_rt.export``: weights -> an ONNX graph with its manifest.
 
 The graph is the step form: ``frame`` (uint8 BGR, N x H x W x 3) and the states go in, ``logits`` and the next states
-come out. Normalisation is inside. Before anything is written, ONNX Runtime's step is compared with PyTorch's.
+come out. Normalisation is inside. ONNX Runtime and OpenVINO run such a graph as it is; for TensorRT it is what the
+device builds its plan of. Before anything is written, the step is compared with what it should be.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from stsm_rt.check_weights import moving_clip
 from stsm_rt.engine import Engine
+from stsm_rt.engine.onnxruntime import OnnxRuntimeEngine
 from stsm_rt.errors import UserError, report
 from stsm_rt.manifest import FORMAT_VERSION, Manifest, manifest_path, sha256_of
 from stsm_rt.model import ModelSpec, load_model
 from stsm_rt.networks import StreamingNetwork, stream
+from stsm_rt.quantize import FORMS, quantize
+from stsm_rt.ranges import Ranges
 
-TOLERANCE = 1e-4  # of the largest logit, FP32
+Runtime = Literal["onnxruntime", "openvino", "onnx"]
+Precision = Literal["fp32", "fp16", "int8"]
+
+# Of the largest logit. INT8: fused integers round otherwise than the graph as it is written, by about 1e-2; sums that
+# overflow, a wrong scale or a lost state are off by far more.
+TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.2}
 _OPSET = 20  # ONNX Runtime 1.23, the newest on Python 3.10, reads it
 
 
-class _Batched(nn.Module):
-    """The step of N streams of which only the active ones move."""
+class StepForm(nn.Module):
+    """The step as it is exported: logits in FP32 whatever the network's precision, and a batch whose rows may wait.
+
+    Args:
+        network: Causal, in evaluation mode.
+    """
 
     def __init__(self, network: StreamingNetwork) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, frame: Tensor, active: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, frame: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        """One step.
+
+        Args:
+            frame: uint8 (N, H, W, 3) BGR.
+            *rest: With N > 1 first ``active``, bool (N,): the other rows keep their state. Then the states.
+
+        Returns:
+            Logits, float32 (N, K), and the next states.
+        """
+        active, state = (rest[0], rest[1:]) if frame.shape[0] > 1 else (None, rest)
         logits, *following = self.network(frame, *state)
-        kept = (
-            torch.where(active.view(-1, *[1] * (old.dim() - 1)), new, old)
-            for new, old in zip(following, state, strict=True)
-        )
-        return (logits, *kept)
+        if active is not None:
+            following = [
+                torch.where(active.view(-1, *[1] * (old.dim() - 1)), new, old)
+                for new, old in zip(following, state, strict=True)
+            ]
+        return (logits.float(), *following)
+
+
+def step_inputs(network: StreamingNetwork, height: int, width: int, batch: int) -> tuple[list[str], tuple[Tensor, ...]]:
+    """Names and examples of what `StepForm` takes."""
+    names = [f"{state.name}_in" for state in network.state_specs(height, width, batch)]
+    device = network.classifier.weight.device
+    frame = torch.zeros(batch, height, width, 3, dtype=torch.uint8, device=device)
+    state = network.initial_state(height, width, batch)
+    if batch == 1:
+        return ["frame", *names], (frame, *state)
+    return ["frame", "active", *names], (frame, torch.ones(batch, dtype=torch.bool, device=device), *state)
 
 
 def export_onnx(network: StreamingNetwork, path: Path, *, height: int, width: int, batch: int = 1) -> None:
-    """Write the step form as an ONNX graph.
+    """Write the step form as an ONNX graph, in the precision of the network's weights.
+
+    Weights keep the names of their modules, batch norms are folded into the convolutions before them.
 
     Args:
-        network: Causal, in evaluation mode.
+        network: Causal, in evaluation mode, FP32 or FP16.
         path: Target file.
         height: Of the input, pixels.
         width: Of the input, pixels.
@@ -60,16 +100,15 @@ def export_onnx(network: StreamingNetwork, path: Path, *, height: int, width: in
     Raises:
         ShiftError: The network's shift looks ahead.
     """
-    specs = network.state_specs(height, width, batch)
-    frame = torch.zeros(batch, height, width, 3, dtype=torch.uint8)
-    active = [torch.ones(batch, dtype=torch.bool)] if batch > 1 else []
-    arguments = (frame, *active, *network.initial_state(height, width, batch))
+    names, arguments = step_inputs(network, height, width, batch)
+    # One stream in FP32 needs nothing around it, and the shipped engine keeps its bytes.
+    plain = batch == 1 and network.classifier.weight.dtype == torch.float32
     with torch.no_grad():
-        program = torch.export.export(_Batched(network) if batch > 1 else network, arguments, strict=False)
+        program = torch.export.export(network if plain else StepForm(network), arguments, strict=False)
         exported = torch.onnx.export(
             program,
-            input_names=["frame", *["active"] * len(active), *(f"{s.name}_in" for s in specs)],
-            output_names=["logits", *(f"{s.name}_out" for s in specs)],
+            input_names=names,
+            output_names=["logits", *(f"{s.name}_out" for s in network.state_specs(height, width, batch))],
             opset_version=_OPSET,
             dynamo=True,
             verbose=False,
@@ -83,69 +122,177 @@ def export_onnx(network: StreamingNetwork, path: Path, *, height: int, width: in
     for tensor in model.graph.initializer:
         tensor.ClearField("metadata_props")
         tensor.ClearField("doc_string")
+        tensor.name = _module_name(tensor.name)
+    for node in model.graph.node:
+        node.input[:] = [_module_name(name) for name in node.input]
     model.graph.ClearField("metadata_props")
     model.ClearField("metadata_props")
     onnx.save(model, path)
 
 
-def export_engine(weights: Path, target: Path, *, batch: int = 1, measured: Path | None = None) -> Manifest:
-    """Make an FP32 engine for ONNX Runtime, prove it against PyTorch and write it with its manifest.
+def _module_name(name: str) -> str:
+    """The name of a backbone's weight without the module that was put around the network."""
+    return name.removeprefix("network.") if name.startswith("network.backbone.") else name
+
+
+def export_engine(
+    network: StreamingNetwork,
+    spec: ModelSpec,
+    target: Path,
+    *,
+    weights_sha256: str,
+    runtime: Runtime = "onnxruntime",
+    precision: Precision = "fp32",
+    batch: int = 1,
+    ranges: Ranges | None = None,
+    exclude: Sequence[str] = (),
+) -> Manifest:
+    """Make a graph for a runtime, prove it and write it with its manifest, both or neither.
+
+    FP32 and FP16 are compared with PyTorch. INT8 is compared with the same graph computed node by node, which shows
+    what the processor's integers lose, not what quantization costs; that takes an evaluation.
 
     Args:
-        weights: What `train` wrote.
+        network: Causal, in evaluation mode, FP32.
+        spec: The record of its weights.
         target: The engine file; its manifest lies beside it.
+        weights_sha256: Of the file of weights.
+        runtime: ``"onnxruntime"``, ``"openvino"``, or ``"onnx"`` for TensorRT's parser.
+        precision: ``"fp16"``, FP16 throughout, only for TensorRT; ``"int8"`` for TensorRT is FP16 with int8
+            convolutions, else FP32 with int8 convolutions.
         batch: Streams per step.
-        measured: What ``evaluate --json`` wrote of an engine of the same weights; its accuracy goes into the manifest.
+        ranges: Of the same weights, for ``"int8"``.
+        exclude: Patterns of module paths whose convolutions do not become int8.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: Weights that cannot be read, a shift that looks ahead, an engine that disagrees with PyTorch, or
-            a report of other weights.
+        UserError: A shift that looks ahead, ranges of other weights, a precision that the runtime has no use for, a
+            missing package, or an engine that disagrees with what it is compared with.
     """
-    network, spec = load_model(weights)
-    if measured is not None:
-        spec = dataclasses.replace(spec, accuracy=read_accuracy(measured, sha256_of(weights)))
+    if precision == "fp16" and runtime != "onnx":
+        raise UserError(
+            f"FP16 is for TensorRT; on a processor {runtime} is faster in fp32 or int8, choose one of these"
+        )
+    if precision == "int8":
+        ranges = _own_ranges(ranges, weights_sha256)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
         draft = Path(folder) / target.name
-        export_onnx(network, draft, height=spec.height, width=spec.width, batch=batch)
-        manifest = _manifest(network, spec, draft, sha256_of(weights), batch)
+        exported = network
+        if runtime == "onnx" and precision != "fp32":
+            exported = copy.deepcopy(network).half()
+        export_onnx(exported, draft, height=spec.height, width=spec.width, batch=batch)
+        calibration = None
+        if precision == "int8":
+            assert ranges is not None
+            onnx.save(quantize(onnx.load(draft), ranges, FORMS[runtime], exclude), draft)
+            calibration = calibration_record(ranges, exclude)
+        manifest = make_manifest(
+            network,
+            spec,
+            weights_sha256=weights_sha256,
+            runtime=runtime,
+            runtime_version=_VERSIONS[runtime](),
+            device="any" if runtime == "onnx" else "cpu",
+            precision=precision,
+            batch=batch,
+            calibration=calibration,
+        )
+        manifest = dataclasses.replace(manifest, sha256=sha256_of(draft))
         manifest.save(draft)
-        difference = compare(network, draft)
-        if difference > TOLERANCE:
-            raise UserError(
-                f"the engine differs from PyTorch by {difference:.1e} of the largest logit, more than {TOLERANCE:.0e}; "
-                "nothing was written"
-            )
+        _prove(network, draft, manifest)
         os.replace(manifest_path(draft), manifest_path(target))
         os.replace(draft, target)
     return manifest
 
 
-def read_accuracy(report_path: Path, weights_sha256: str) -> dict[str, Any]:
+def _own_ranges(ranges: Ranges | None, weights_sha256: str) -> Ranges:
+    if ranges is None:
+        raise UserError("INT8 needs recorded ranges of activations; give --calibration, a file of stsm-rt calibrate")
+    if ranges.weights_sha256 != weights_sha256:
+        raise UserError(
+            f"the calibration belongs to the weights {ranges.weights_sha256[:12]}..., not to "
+            f"{weights_sha256[:12]}...; calibrate these with stsm-rt calibrate"
+        )
+    return ranges
+
+
+def calibration_record(ranges: Ranges, exclude: Sequence[str]) -> dict[str, Any]:
+    """What a manifest says of the calibration."""
+    return {
+        "method": ranges.method,
+        "data": ranges.data,
+        "clips": ranges.clips,
+        "frames": ranges.frames,
+        "excluded": list(exclude),
+    }
+
+
+def known_accuracy(
+    measured: Path | None, weights_sha256: str, precision: str, spec: ModelSpec
+) -> dict[str, Any] | None:
+    """What is known of an engine: a report of its precision, or for FP32 what was measured in training.
+
+    Raises:
+        UserError: See `read_accuracy`.
+    """
+    if measured is not None:
+        return read_accuracy(measured, weights_sha256, precision)
+    return spec.accuracy if precision == "fp32" else None
+
+
+def read_accuracy(report_path: Path, weights_sha256: str, precision: str = "fp32") -> dict[str, Any]:
     """The headline numbers of a report that ``evaluate --json`` wrote.
 
     Raises:
-        UserError: No such report, or it was measured with other weights.
+        UserError: No such report, or it was measured with other weights or in another precision.
     """
     try:
         report_data = json.loads(report_path.read_text())
         if report_data["weights_sha256"] != weights_sha256:
             raise UserError(f"{report_path} was measured with other weights; evaluate an engine of these first")
+        if report_data["precision"] != precision:
+            raise UserError(f"{report_path} was measured in {report_data['precision']}; evaluate that of {precision}")
         return {key: report_data[key] for key in ("split", "clips", "top1", "top5")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{report_path} is not a report that stsm-rt evaluate --data wrote") from error
 
 
-def _manifest(network: StreamingNetwork, spec: ModelSpec, draft: Path, weights_sha256: str, batch: int) -> Manifest:
+def make_manifest(
+    network: StreamingNetwork,
+    spec: ModelSpec,
+    *,
+    weights_sha256: str,
+    runtime: str,
+    runtime_version: str,
+    device: str,
+    precision: str,
+    batch: int,
+    calibration: dict[str, Any] | None,
+) -> Manifest:
+    """The manifest of an engine whose file is not written yet; its ``sha256`` is zeros.
+
+    Args:
+        network: FP32.
+        spec: The record of its weights.
+        weights_sha256: Of the file of weights.
+        runtime: As `Manifest` says it, and so on.
+        runtime_version: Likewise.
+        device: Likewise.
+        precision: Likewise.
+        batch: Likewise.
+        calibration: Likewise.
+    """
+    half = precision != "fp32" and runtime not in ("onnxruntime", "openvino")
+    states = network.state_specs(spec.height, spec.width, batch)
     return Manifest(
         format_version=FORMAT_VERSION,
-        runtime="onnxruntime",
-        runtime_version=onnxruntime.__version__,
-        device="cpu",
-        precision="fp32",
+        runtime=runtime,
+        runtime_version=runtime_version,
+        device=device,
+        precision=precision,
         network=spec.network,
         shift=spec.shift or {"name": "none", "groups": []},
         input_height=spec.height,
@@ -154,38 +301,100 @@ def _manifest(network: StreamingNetwork, spec: ModelSpec, draft: Path, weights_s
         frame_rate=spec.frame_rate,
         labels=spec.labels,
         background=spec.background,
-        states=network.state_specs(spec.height, spec.width, batch),
+        states=tuple(dataclasses.replace(state, dtype="float16") for state in states) if half else states,
         decision=spec.decision,
-        sha256=sha256_of(draft),
+        sha256="0" * 64,
         weights_sha256=weights_sha256,
-        calibration=None,
+        calibration=calibration,
         accuracy=spec.accuracy,
     )
 
 
-def compare(network: StreamingNetwork, engine_path: Path, frames: int = 8) -> float:
-    """Largest difference between an engine's and PyTorch's logits over a clip of noise, as a share of the largest."""
-    manifest = Manifest.load(engine_path)
-    engine = Engine.open(engine_path, slots=manifest.batch)
-    shape = (frames, manifest.batch, manifest.input_height, manifest.input_width, 3)
-    clip = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    expected = stream(network, torch.from_numpy(clip).transpose(0, 1)).transpose(0, 1).numpy()
-    got = np.stack([engine.step(frame).copy() for frame in clip])
-    return float(np.abs(got - expected).max() / np.abs(expected).max())
+def _prove(network: StreamingNetwork, draft: Path, manifest: Manifest) -> None:
+    graph = OnnxRuntimeEngine(draft, slots=manifest.batch, fused=False) if manifest.precision != "fp32" else None
+    if manifest.runtime == "onnx":
+        engine: Engine = graph or OnnxRuntimeEngine(draft, slots=manifest.batch)
+    else:
+        engine = Engine.open(draft, slots=manifest.batch)
+    clip = moving_clips(manifest)
+    got = _played(engine, clip)
+    if manifest.precision == "int8" and manifest.runtime != "onnx":
+        assert graph is not None
+        expected, reference = _played(graph, clip), "its own graph, computed node by node"
+    else:
+        rows = stream(network, torch.from_numpy(clip).transpose(0, 1))
+        expected, reference = rows.transpose(0, 1).numpy(), "PyTorch"
+    difference = relative_difference(got, expected)
+    tolerance = TOLERANCES[manifest.precision]
+    if difference > tolerance:
+        raise UserError(
+            f"the engine differs from {reference} by {difference:.1e} of the largest logit, more than "
+            f"{tolerance:.0e}; nothing was written"
+        )
+
+
+def moving_clips(manifest: Manifest, frames: int = 8) -> npt.NDArray[np.uint8]:
+    """(frames, N, H, W, 3), another clip of blobs and grain in every row."""
+    size = (manifest.input_height, manifest.input_width)
+    return np.ascontiguousarray(np.stack([moving_clip(frames, *size, seed=row) for row in range(manifest.batch)], 1))
+
+
+def _played(engine: Engine, clip: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    engine.reset()
+    return np.stack([engine.step(frames).copy() for frames in clip])
+
+
+def relative_difference(got: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+    """Largest difference of two sets of logits as a share of the largest; infinite if one is not finite."""
+    difference = float(np.abs(got - expected).max() / np.abs(expected).max())
+    return difference if np.isfinite(difference) else float("inf")
+
+
+def _openvino_version() -> str:
+    from stsm_rt.engine.openvino import load_openvino
+
+    return str(load_openvino().__version__)
+
+
+_VERSIONS: dict[str, Callable[[], str]] = {
+    "onnxruntime": lambda: str(onnxruntime.__version__),
+    "openvino": _openvino_version,
+    "onnx": lambda: f"opset {_OPSET}",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="stsm-rt export", description="Make an ONNX engine from trained weights.")
+    parser = argparse.ArgumentParser(
+        prog="stsm-rt export",
+        description="Make an ONNX graph from trained weights: in FP32 an engine for ONNX Runtime, in FP16 and INT8 "
+        "what a device builds its TensorRT plan of.",
+    )
     parser.add_argument("--weights", type=Path, required=True, help="weights that stsm-rt train wrote (.safetensors)")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="engine file to write (.onnx)")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="file to write (.onnx)")
+    parser.add_argument("--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="default: fp32")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="ranges that stsm-rt calibrate recorded")
+    parser.add_argument("--exclude-layer", action="append", default=[], metavar="PATTERN", help="leave layers in FP16")
     parser.add_argument("--measured", type=Path, help="report of evaluate --json, for the manifest's accuracy")
     parser.add_argument("--batch", type=int, default=1, help="streams per step (default: 1)")
     options = parser.parse_args(argv)
     try:
         if options.out.suffix != ".onnx":
-            raise UserError(f"an engine for ONNX Runtime ends in .onnx, got {options.out}")
-        manifest = export_engine(options.weights, options.out, batch=options.batch, measured=options.measured)
+            raise UserError(f"an ONNX graph ends in .onnx, got {options.out}")
+        network, spec = load_model(options.weights)
+        digest = sha256_of(options.weights)
+        spec = dataclasses.replace(spec, accuracy=known_accuracy(options.measured, digest, options.precision, spec))
+        manifest = export_engine(
+            network,
+            spec,
+            options.out,
+            weights_sha256=digest,
+            runtime="onnxruntime" if options.precision == "fp32" else "onnx",
+            precision=options.precision,
+            batch=options.batch,
+            ranges=Ranges.load(options.calibration) if options.calibration else None,
+            exclude=options.exclude_layer,
+        )
     except UserError as error:
         return report(error)
     size = options.out.stat().st_size / 1e6

@@ -17,7 +17,7 @@ from stsm_rt.errors import UserError
 
 FORMAT_VERSION = 1
 
-_RUNTIMES = ("onnxruntime",)
+_RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "onnx")
 _PRECISIONS = ("fp32", "fp16", "int8")
 _STATE_DTYPES = ("float32", "float16")
 _TYPE_WORDS = {int: "a whole number", float: "a number", str: "a text", dict: "an object"}
@@ -98,9 +98,12 @@ class Manifest:
 
     Attributes:
         format_version: Version of this record, ``FORMAT_VERSION``.
-        runtime: Runtime that runs the engine file: ``"onnxruntime"``.
-        runtime_version: Version of the runtime that the engine was checked with.
-        device: What the engine was built for, for example ``"cpu"``.
+        runtime: Runtime that runs the engine file: ``"onnxruntime"``, ``"openvino"``, ``"tensorrt"`` or
+            ``"tensorrt-rtx"``; or ``"onnx"``, a graph for TensorRT's parser that runs nowhere until
+            ``build_engine`` has made a plan of it on the device.
+        runtime_version: Version of the runtime that the engine was built with.
+        device: What the engine was built for: ``"cpu"``; compute capabilities, ``"sm_86"``, ``"sm_86,sm_89"`` or, of
+            a hardware-compatible plan, ``"sm_80+"``; ``"any"`` of a graph.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         network: Name of the network.
         shift: The shift spec, ``{"name": ..., "groups": [{"fraction": "1/8", "dt": 1, "dh": 0, "dw": 0}]}``.

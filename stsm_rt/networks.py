@@ -311,7 +311,10 @@ class StreamingNetwork(nn.Module):
             for hook in self.hooks:
                 hook.previous = None
         features, following = self.averages.step(pooled, list(kept))
-        return (self.classify(features), *(s for hook in self.hooks for s in hook.following), *following)
+        moved = [state for hook in self.hooks for state in hook.following]
+        for hook in self.hooks:
+            hook.following = ()  # nothing of this step may outlive it: a CUDA graph's memory, a traced tensor
+        return (self.classify(features), *moved, *following)
 
     def clip_features(self, frames: Tensor) -> Tensor:
         """(N, T, H, W, 3) BGR -> (N, T, F) pooled features of the clip form."""

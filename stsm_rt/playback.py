@@ -17,6 +17,8 @@ from stsm_rt.recognizer import Recognizer
 from stsm_rt.video.sources import open_source
 
 _FRAME_RATE = 30.0
+_CLIPS_PER_CLASS = 3
+_VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 
 
 @dataclass(frozen=True)
@@ -51,19 +53,20 @@ class ClipOutcome:
     frames: int
 
 
-def read_clips(data: Path, split: int, actions: Sequence[str]) -> list[Clip]:
-    """Read the test clips of a data set.
+def read_clips(data: Path, split: int, actions: Sequence[str] | None = None, *, part: str = "test") -> list[Clip]:
+    """Read the clips of a part of a data set.
 
     Args:
         data: Folder with ``manifest.csv``, whose columns are at least ``file``, ``class`` and ``split1`` etc.
-        split: Which split; its test clips are those with ``test`` in the column ``split{split}``.
-        actions: The labels that an engine knows; every class of a test clip must be one of them.
+        split: Which split; its clips are those with the part's name in the column ``split{split}``.
+        actions: The labels that an engine knows; every class of a clip must be one of them. None: any.
+        part: ``"test"`` or ``"train"``.
 
     Returns:
         The clips in the order of the file.
 
     Raises:
-        UserError: If the list cannot be read, has no such split or no test clip, or names an unknown class.
+        UserError: If the list cannot be read, has no such split or no such clip, or names an unknown class.
     """
     path, column = data / "manifest.csv", f"split{split}"
     try:
@@ -76,13 +79,52 @@ def read_clips(data: Path, split: int, actions: Sequence[str]) -> list[Clip]:
     missing = {"file", "class", column} - set(rows[0] if rows else ())
     if missing:
         raise UserError(f"the list of clips {path} has no column {', '.join(sorted(missing))}")
-    clips = [Clip(data / row["file"], row["class"]) for row in rows if row[column] == "test"]
+    clips = [Clip(data / row["file"], row["class"]) for row in rows if row[column] == part]
     if not clips:
-        raise UserError(f"the list of clips {path} has no test clip in {column}")
-    unknown = sorted({clip.label for clip in clips} - set(actions))
-    if unknown:
+        raise UserError(f"the list of clips {path} has no {part} clip in {column}")
+    unknown = sorted({clip.label for clip in clips} - set(actions)) if actions is not None else []
+    if unknown and actions is not None:
         raise UserError(f"the engine does not know the class {unknown[0]!r} of {path}; it knows {', '.join(actions)}")
     return clips
+
+
+def calibration_videos(path: Path, split: int = 1) -> tuple[list[Path], str]:
+    """The clips that a calibration plays.
+
+    Args:
+        path: A video; a folder of videos; or a data set with ``manifest.csv``, of whose training list some clips of
+            every class are taken.
+        split: Of the data set.
+
+    Returns:
+        The videos, and in words what they are.
+
+    Raises:
+        UserError: There is no such path, no video in it, or the data set's list cannot be read.
+    """
+    if (path / "manifest.csv").is_file():
+        chosen: dict[str, list[Path]] = {}
+        for clip in read_clips(path, split, part="train"):
+            chosen.setdefault(clip.label, []).append(clip.path)
+        videos = [video for of_class in chosen.values() for video in _spread(of_class, _CLIPS_PER_CLASS)]
+        return videos, f"{path.resolve().name}, training list of split {split}"
+    if not path.exists():
+        raise UserError(f"there is no calibration clip or folder {path}; give a video, or a folder of videos")
+    videos = videos_in(path) if path.is_dir() else [path]
+    if not videos:
+        raise UserError(f"the folder {path} holds no video to calibrate with; put some clips of your camera into it")
+    return videos, path.resolve().name
+
+
+def videos_in(folder: Path) -> list[Path]:
+    """The videos in a folder and below, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _VIDEO_SUFFIXES)
+
+
+def _spread(items: Sequence[Path], count: int) -> Sequence[Path]:
+    """At most `count` items, evenly spread: neighbours in a list are often cut from one video."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def play_clip(recognizer: Recognizer, clip: Clip) -> ClipOutcome:

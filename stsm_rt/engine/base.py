@@ -42,20 +42,39 @@ class Engine(abc.ABC):
         """Open an engine file with the runtime that its manifest names.
 
         Args:
-            path: The engine file, with its manifest beside it; None means the embedded engine.
+            path: The engine file, with its manifest beside it; None means the embedded engine. Weights
+                (``.safetensors``) are run by PyTorch: on the GPU if there is one, else on the processor.
             slots: Number of streams to serve.
-            threads: Threads that one step may use; None means one for each physical core of this process.
+            threads: Threads of the processor that one step may use; None means one for each physical core of this
+                process. An engine on a GPU has no use for them.
 
         Returns:
             The engine, with every slot's state at zero.
 
         Raises:
-            UserError: If the file or its manifest is absent, damaged or does not match the other, or a number
-                is not positive.
+            UserError: If the file or its manifest is absent, damaged or does not match the other, its runtime is not
+                installed, or a number is not positive.
         """
-        from stsm_rt.engine.onnxruntime import OnnxRuntimeEngine
+        path = embedded_engine() if path is None else Path(path)
+        if path.suffix == ".safetensors":
+            return _open_weights(path, slots)
+        runtime = Manifest.load(path).runtime
+        if runtime == "onnx":
+            raise UserError(
+                f"{path} is a graph for TensorRT and no engine yet; build one on the device that will run it with "
+                f"python -m stsm_rt.build_engine {path}"
+            )
+        if runtime == "openvino":
+            from stsm_rt.engine.openvino import OpenVINOEngine
 
-        return OnnxRuntimeEngine(embedded_engine() if path is None else Path(path), slots=slots, threads=threads)
+            return OpenVINOEngine(path, slots=slots, threads=threads)
+        if runtime == "onnxruntime":
+            from stsm_rt.engine.onnxruntime import OnnxRuntimeEngine
+
+            return OnnxRuntimeEngine(path, slots=slots, threads=threads)
+        from stsm_rt.engine.tensorrt import TensorRTEngine
+
+        return TensorRTEngine(path, slots=slots)
 
     @abc.abstractmethod
     def step(self, frames: npt.NDArray[np.uint8], slots: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
@@ -114,18 +133,38 @@ class Engine(abc.ABC):
             )
 
 
+def _open_weights(path: Path, slots: int) -> Engine:
+    try:
+        import torch
+
+        from stsm_rt.engine.torch import TorchEngine
+        from stsm_rt.model import load_model
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"weights are run by PyTorch, but {error.name} is not installed; run: pip install 'stsm-rt[train]'"
+        ) from error
+    network, spec = load_model(path)
+    return TorchEngine(network, spec, slots=slots, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def shipped_folder(name: str) -> Path | None:
+    """The folder ``engines`` or ``calibration`` that comes with stsm-rt.
+
+    In an installed package it lies in ``stsm_rt``, in a checkout beside it; None if it is absent.
+    """
+    package = Path(__file__).resolve().parent.parent
+    return next((folder for folder in (package / name, package.parent / name) if folder.is_dir()), None)
+
+
 def embedded_engine() -> Path:
     """Return the path of the engine that comes with stsm-rt.
-
-    In an installed package it lies in ``stsm_rt/engines``, in a checkout in ``engines``.
 
     Raises:
         UserError: If the file is absent.
     """
-    package = Path(__file__).resolve().parent.parent
-    for folder in (package / "engines", package.parent / "engines"):
-        if (folder / _EMBEDDED).is_file():
-            return folder / _EMBEDDED
+    folder = shipped_folder("engines")
+    if folder is not None and (folder / _EMBEDDED).is_file():
+        return folder / _EMBEDDED
     raise UserError(
         f"the embedded engine {_EMBEDDED} is not in this installation; install the stsm-rt wheel, "
         "take a complete checkout, or give the path of an engine"

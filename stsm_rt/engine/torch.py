@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stsm_rt.engine.base import Engine
+from stsm_rt.engine.rings import phases
 from stsm_rt.errors import UserError
 from stsm_rt.manifest import FORMAT_VERSION, Manifest, StateSpec
 from stsm_rt.model import ModelSpec
@@ -125,7 +125,7 @@ class TorchEngine(Engine):
                     run()
                     self._rows[i].copy_(self._device_logits, non_blocking=True)
                 self._stream.synchronize()
-            rings.phase = (rings.phase + 1) % rings.period
+            rings.phase = (rings.phase + 1) % len(rings.phases)
         return self._logits[: len(chosen)]
 
     def reset(self, slots: Sequence[int] | None = None) -> None:
@@ -167,32 +167,20 @@ class TorchEngine(Engine):
                 with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
                     self._advance(read, written)
                 graphs.append(graph)
-        for hook in self.network.hooks:
-            hook.following = ()  # they lie in the graphs' memory, which the next replay overwrites
         return [graph.replay for graph in graphs]
 
 
 class _Rings:
-    """The state buffers of one slot.
-
-    Step t of a state with delay d writes buffer t mod (d+1) and reads buffer (t-d) mod (d+1), the next to be written.
-    """
+    """The state buffers of one slot, and those that a step reads and writes in each phase."""
 
     def __init__(self, states: Sequence[StateSpec], device: str) -> None:
-        self._buffers = [[_zeros(state, device) for _ in range(state.delay + 1)] for state in states]
-        self.period = math.lcm(*(len(ring) for ring in self._buffers))
-        self.phases = [
-            (
-                [ring[(phase + 1) % len(ring)] for ring in self._buffers],
-                [ring[phase % len(ring)] for ring in self._buffers],
-            )
-            for phase in range(self.period)
-        ]
+        self._buffers = {state.name: [_zeros(state, device) for _ in range(state.delay + 1)] for state in states}
+        self.phases = [(list(read.values()), list(written.values())) for read, written in phases(self._buffers)]
         self.phase = 0
 
     def clear(self) -> None:
         # The phase may stay: where a ring of zeros starts makes no difference.
-        for ring in self._buffers:
+        for ring in self._buffers.values():
             for buffer in ring:
                 buffer.zero_()
 

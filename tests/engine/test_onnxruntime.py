@@ -16,7 +16,7 @@ import onnxruntime as ort
 import pytest
 
 from stsm_rt.engine import Engine, base, embedded_engine
-from stsm_rt.engine import onnxruntime as engine_module
+from stsm_rt.engine.host import physical_cores
 from stsm_rt.errors import UserError
 from stsm_rt.manifest import manifest_path, sha256_of
 
@@ -387,7 +387,7 @@ def test_threads_and_the_default_of_one_per_physical_core(tiny_engine: Any, monk
     monkeypatch.setattr(ort, "InferenceSession", recording)
     Engine.open(tiny_engine.path, threads=3)
     Engine.open(tiny_engine.path)
-    assert made == [3, engine_module._physical_cores()]
+    assert made == [3, physical_cores()]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's description of the cores")
@@ -396,7 +396,7 @@ def test_only_cores_that_the_process_may_use_count(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Path, "read_text", lambda path: siblings[int(path.parts[5][3:])])
     for allowed, expected in (({0, 1, 2, 3}, 2), ({0, 2}, 1), ({0, 1}, 2), ({3}, 1)):
         monkeypatch.setattr("os.sched_getaffinity", lambda _, allowed=allowed: allowed)
-        assert engine_module._physical_cores() == expected
+        assert physical_cores() == expected
 
 
 def test_an_absent_embedded_engine_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
