@@ -23,7 +23,7 @@ from stsm_rt.errors import UserError, report
 from stsm_rt.inspect import describe
 from stsm_rt.manifest import Manifest, manifest_path, sha256_of
 from stsm_rt.tensorrt_build import BuildOptions, Plan, build_plan
-from stsm_rt.tensorrt_library import load_tensorrt
+from stsm_rt.tensorrt_library import load_tensorrt, plan_device
 
 if TYPE_CHECKING:
     from stsm_rt.build_source import Source
@@ -95,6 +95,8 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _source(options: argparse.Namespace) -> Source:
+    if options.precision != "int8":
+        _refuse_int8_options(options)
     try:
         from stsm_rt.build_source import load_source
     except ModuleNotFoundError as error:
@@ -112,6 +114,7 @@ def _build(options: argparse.Namespace) -> Path:
         raise UserError("--auto-exclude measures accuracy; give labelled clips with --data")
     runtime, reason = _choose_runtime(options)
     print(f"runtime     {runtime}: {reason}")
+    _check_suffix(options, runtime)
     if runtime not in _TENSORRT:
         _refuse_tensorrt_options(options, runtime)
         options.precision = options.precision or "fp32"
@@ -119,6 +122,8 @@ def _build(options: argparse.Namespace) -> Path:
     if options.graph is None:
         options.precision = options.precision or "fp16"
         options.graph = _graph_without_torch(options)
+    # Before calibration has played every clip.
+    plan_device(load_tensorrt(runtime), _compute_capabilities(options), options.hardware_compatible)
     return _build_of_graph(options, runtime, options.graph) if options.graph else _build_of_source(options, runtime)
 
 
@@ -126,7 +131,9 @@ def _choose_runtime(options: argparse.Namespace) -> tuple[str, str]:
     if options.runtime:
         return options.runtime, "as asked"
     for runtime, package in (("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt_rtx")):
-        if importlib.util.find_spec(package):
+        found = importlib.util.find_spec(package)
+        # Torch-TensorRT for RTX registers tensorrt_rtx under the name tensorrt.
+        if found and found.name == package:
             return runtime, f"the package {package} is installed"
     if options.graph:
         raise UserError(
@@ -142,7 +149,7 @@ def _refuse_tensorrt_options(options: argparse.Namespace, runtime: str) -> None:
         "--frontend": options.frontend != "auto",
         "--compute-capability": options.compute_capability,
         "--hardware-compatible": options.hardware_compatible,
-        "--workspace": options.workspace,
+        "--workspace": options.workspace is not None,
         "--dla": options.dla is not None,
         "--timing-cache": options.timing_cache,
     }
@@ -151,11 +158,27 @@ def _refuse_tensorrt_options(options: argparse.Namespace, runtime: str) -> None:
             raise UserError(f"{name} is for TensorRT, not for {runtime}; leave it out or choose --runtime tensorrt")
 
 
+def _refuse_int8_options(options: argparse.Namespace) -> None:
+    if options.data:
+        raise UserError("--data compares INT8 with FP32; add --int8, or measure an engine with stsm-rt evaluate")
+    given = {
+        "--calibration": options.calibration,
+        "--calibration-method": options.calibration_method,
+        "--exclude-layer": options.exclude_layer,
+    }
+    for name, value in given.items():
+        if value:
+            raise UserError(f"{name} is for INT8, not for {options.precision}; add --int8, or leave it out")
+
+
+def _check_suffix(options: argparse.Namespace, runtime: str) -> None:
+    wanted = Path(_SUFFIXES[runtime]).suffix or _SUFFIXES[runtime]
+    if options.out and options.out.suffix != wanted:
+        raise UserError(f"an engine for {runtime} ends in {wanted}, got {options.out}; choose another file with -o")
+
+
 def _target(options: argparse.Namespace, name: str, runtime: str) -> Path:
     if options.out:
-        wanted = Path(_SUFFIXES[runtime]).suffix or _SUFFIXES[runtime]
-        if options.out.suffix != wanted:
-            raise UserError(f"an engine for {runtime} ends in {wanted}, got {options.out}; choose another file with -o")
         return Path(options.out)
     folder = Path("engines") if Path("engines").is_dir() else Path()
     return folder / f"{name}_{options.precision}{_SUFFIXES[runtime]}"
@@ -172,8 +195,6 @@ def _excluded(options: argparse.Namespace, runtime: Any, source: Source) -> list
     """The layers to leave out of INT8; with labelled clips, what INT8 costs and brings is said."""
     if options.data is None:
         return list(options.exclude_layer)
-    if options.precision != "int8":
-        raise UserError("--data compares INT8 with FP32; add --int8, or measure an engine with stsm-rt evaluate")
     from stsm_rt.precision_report import report_precision
 
     assert source.ranges is not None
@@ -222,16 +243,20 @@ def _build_of_graph(options: argparse.Namespace, runtime: str, graph: Path) -> P
         raise UserError("a graph goes through TensorRT's parser; leave --frontend out, or give --weights")
     made = {
         "--weights": options.weights,
+        "--network": options.network not in (None, manifest.network),
+        "--size": options.size not in (None, (manifest.input_height, manifest.input_width)),
         "--batch": options.batch not in (1, manifest.batch),
         "--exclude-layer": options.exclude_layer,
         "--calibration": options.calibration,
+        "--calibration-method": options.calibration_method,
         "--data": options.data,
+        "--measured": options.measured,
     }
     for name, value in made.items():
         if value:
             raise UserError(f"{name} cannot change a graph that is made already; export the graph again with it")
     if options.precision not in (None, manifest.precision):
-        raise UserError(f"{graph} is {manifest.precision}; leave --{options.precision} out, or export another graph")
+        raise UserError(f"{graph} is {manifest.precision}; ask for no other precision, or export another graph")
     options.precision = manifest.precision
     print(f"frontend    onnx: {graph.name} needs no torch")
     target = _target(options, re.sub(r"_(fp32|fp16|int8)(_tensorrt)?$", "", graph.stem), runtime)
@@ -306,10 +331,14 @@ def _choose_frontend(options: argparse.Namespace) -> tuple[str, str]:
     return "torch-tensorrt", "torch_tensorrt is installed"
 
 
+def _compute_capabilities(options: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(part.strip() for part in options.compute_capability.split(",") if part.strip())
+
+
 def _build_options(options: argparse.Namespace, progress: _ProgressBar) -> BuildOptions:
     return BuildOptions(
         workspace_mib=options.workspace,
-        compute_capabilities=tuple(part.strip() for part in options.compute_capability.split(",") if part.strip()),
+        compute_capabilities=_compute_capabilities(options),
         hardware_compatible=options.hardware_compatible,
         dla=options.dla,
         timing_cache=options.timing_cache,

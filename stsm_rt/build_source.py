@@ -45,18 +45,25 @@ class Source:
     def export(
         self, target: Path, runtime: Runtime, precision: Precision, *, batch: int = 1, exclude: Sequence[str] = ()
     ) -> Manifest:
-        """Write a graph for a runtime; see `stsm_rt.export.export_engine`."""
-        return export_engine(
-            self.network,
-            self.spec,
-            target,
-            weights_sha256=self.weights_sha256,
-            runtime=runtime,
-            precision=precision,
-            batch=batch,
-            ranges=self.ranges if precision == "int8" else None,
-            exclude=exclude if precision == "int8" else (),
-        )
+        """Write a graph for a runtime; see `stsm_rt.export.export_engine`.
+
+        Raises:
+            UserError: As there, or the file cannot be written.
+        """
+        try:
+            return export_engine(
+                self.network,
+                self.spec,
+                target,
+                weights_sha256=self.weights_sha256,
+                runtime=runtime,
+                precision=precision,
+                batch=batch,
+                ranges=self.ranges if precision == "int8" else None,
+                exclude=exclude if precision == "int8" else (),
+            )
+        except OSError as error:
+            raise UserError(f"the engine {target} cannot be written ({error}); choose another file with -o") from error
 
 
 def load_source(options: argparse.Namespace) -> Source:

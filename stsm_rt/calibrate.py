@@ -169,7 +169,7 @@ class _Histogram:
 
     @property
     def _magnitude(self) -> float:
-        return float(max(-self._low, self._high, np.finfo(np.float32).tiny))
+        return float(max(-self._low, self._high, float(np.finfo(np.float32).tiny)))
 
     def means(self) -> tuple[float, ...]:
         assert self._sums is not None

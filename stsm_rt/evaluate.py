@@ -22,7 +22,9 @@ import numpy.typing as npt
 from stsm_rt.confusion import draw_confusion
 from stsm_rt.decision import Event
 from stsm_rt.engine import Engine, embedded_engine
+from stsm_rt.engine.onnxruntime import OnnxRuntimeEngine
 from stsm_rt.errors import UserError, report
+from stsm_rt.manifest import Manifest
 from stsm_rt.playback import Clip, ClipOutcome, loop_clip, play_clip, read_clips, started_events, videos_in
 from stsm_rt.recognizer import Recognizer
 from stsm_rt.still_rooms import still_rooms
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     engine_path = arguments.engine or embedded_engine()
-    engine = Engine.open(engine_path)
+    engine = _open(engine_path)
     manifest = engine.manifest
     actions = [label for label in manifest.labels if label != manifest.background]
     recognizer = Recognizer(engine, topk=5)
@@ -91,6 +93,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         "weights_sha256": manifest.weights_sha256,
         "network": manifest.network,
         "shift": manifest.shift["name"],
+        "runtime": manifest.runtime,
         "precision": manifest.precision,
         "decision": asdict(manifest.decision),
     }
@@ -118,6 +121,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         _write(arguments.json, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
         if picture is not None:
             _write(arguments.json.with_suffix(".png"), cv2.imencode(".png", picture)[1].tobytes())
+
+
+def _open(path: Path) -> Engine:
+    if path.suffix == ".onnx" and Manifest.load(path).runtime == "onnx":
+        print(f"engine   {path.name} is a graph for TensorRT; ONNX Runtime computes it node by node here, slowly")
+        return OnnxRuntimeEngine(path, fused=False)
+    return Engine.open(path)
 
 
 def _accuracy(outcomes: Sequence[ClipOutcome], labels: Sequence[str]) -> dict[str, Any]:

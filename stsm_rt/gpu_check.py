@@ -1,13 +1,15 @@
 """The command ``python -m stsm_rt.gpu_check``: is a step on this machine's NVIDIA GPU exact, and what does it cost?
 
 For every network it compares the step with the causal clip, the CUDA graphs with the eager step, FP16 with FP32 and
-slots with each other; then it times the plain network against the shifted ones, in turns. It needs PyTorch and no
-network connection: where no trained weights are at hand, it makes random ones from a seed.
+slots with each other; then it times the plain network against the shifted ones, in turns. Where TensorRT is installed
+it does the same with plans that it builds (`gpu_check_tensorrt`). It needs PyTorch and no network connection: where no
+trained weights are at hand, it makes random ones from a seed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -17,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,14 +28,20 @@ import torch
 import stsm_rt
 from stsm_rt.bench import Comparison, Run, compare, time_engines
 from stsm_rt.check_weights import Weights, moving_clip, random_weights, shipped_weights
+from stsm_rt.engine import Engine
 from stsm_rt.engine.torch import Precision, TorchEngine, exact_convolutions
 from stsm_rt.errors import UserError, report
 from stsm_rt.networks import stream
+from stsm_rt.tensorrt_library import load_tensorrt
+
+if TYPE_CHECKING:
+    from stsm_rt.gpu_check_tensorrt import BuiltPlan, TensorRTPart
 
 EXACT_BOUND = 1e-5
 FP16_BOUND = 2e-2
 SHIFTS = ("tsm_online", "stsm_online")
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+_TENSORRT_PACKAGES = ("tensorrt", "tensorrt_rtx")
 _DEFAULT_NETWORKS = ("r50", "mbv2", "lite0")
 _FRAMES = 12
 
@@ -44,25 +52,34 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison of logits.
+    """One comparison of logits, or an engine of which there are none to compare.
 
     Attributes:
         network: Name of the network.
-        shift: Name of the shift.
-        precision: ``"fp32"`` or ``"fp16"``.
+        shift: Name of the shift, ``"plain"`` for none.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         what: What is compared.
-        difference: Largest difference relative to the largest logit; 0.0 means equal bit for bit.
-        bound: The largest difference that passes.
+        difference: Largest difference relative to the largest logit; 0.0 means equal bit for bit. None where the engine
+            could not be built or run.
+        bound: The largest difference that passes; None likewise.
         passed: Whether it is within the bound.
+        runtime: ``"torch"``, ``"tensorrt"`` or ``"tensorrt-rtx"``.
+        frontend: Of a TensorRT plan: ``"onnx"`` or ``"torch-tensorrt"``.
+        mean_difference: Mean difference relative to the largest logit, where it is of interest.
+        reason: Why the engine could not be built or run.
     """
 
     network: str
     shift: str
-    precision: Precision
+    precision: str
     what: str
-    difference: float
-    bound: float
+    difference: float | None
+    bound: float | None
     passed: bool
+    runtime: str = "torch"
+    frontend: str | None = None
+    mean_difference: float | None = None
+    reason: str | None = None
 
 
 def check_network(weights: Weights, *, device: Device = "cuda", frames: int = _FRAMES) -> list[Check]:
@@ -93,14 +110,12 @@ def check_network(weights: Weights, *, device: Device = "cuda", frames: int = _F
                 shift: str = shift,
                 precision: Precision = precision,
             ) -> None:
-                difference = _difference(got, expected)
+                largest = difference(got, expected)
                 # A comparison with NaN is false, so NaN fails.
-                checks.append(
-                    Check(weights.spec.network, shift, precision, what, difference, bound, difference <= bound)
-                )
+                checks.append(Check(weights.spec.network, shift, precision, what, largest, bound, largest <= bound))
 
             engine = TorchEngine(network, weights.spec, slots=2, device=device, precision=precision)
-            alone, other = _played(engine, first, 0), _played(engine, second, 1)
+            alone, other = played(engine, first, 0), played(engine, second, 1)
             if precision == "fp32":
                 reference = alone
                 add("step and causal clip", *_stream_and_clip(engine, first), EXACT_BOUND)
@@ -108,8 +123,8 @@ def check_network(weights: Weights, *, device: Device = "cuda", frames: int = _F
             else:
                 assert reference is not None
                 add("fp16 and fp32", alone, reference, FP16_BOUND)
-            add("interleaved slots and each alone", *_interleaved(engine, first, second, alone, other), 0.0)
-            add("reset of the other slot", *_reset_beside(engine, first, second, alone, other), 0.0)
+            add("interleaved slots and each alone", *interleaved(engine, first, second, alone, other), 0.0)
+            add("reset of the other slot", *reset_beside(engine, first, second, alone, other), 0.0)
     return checks
 
 
@@ -121,23 +136,24 @@ def _stream_and_clip(engine: TorchEngine, frames: Frames) -> tuple[Logits, Logit
     return step[0].float().cpu().numpy(), whole[0].float().cpu().numpy()
 
 
-def _played(engine: TorchEngine, frames: Frames, slot: int) -> Logits:
+def played(engine: Engine, frames: Frames, slot: int) -> Logits:
+    """Logits (T, classes) of a clip (T, height, width, 3) that one slot sees from its reset on."""
     engine.reset([slot])
     return np.stack([engine.step(frame[None], [slot])[0].copy() for frame in frames])
 
 
-def _interleaved(
-    engine: TorchEngine, first: Frames, second: Frames, alone: Logits, other: Logits
-) -> tuple[Logits, Logits]:
+def interleaved(engine: Engine, first: Frames, second: Frames, alone: Logits, other: Logits) -> tuple[Logits, Logits]:
+    """Logits of two clips played in both slots at once, and those of each alone."""
     engine.reset()
     together = np.stack([engine.step(np.stack(pair)).copy() for pair in zip(first, second, strict=True)])
     return np.concatenate([together[:, 0], together[:, 1]]), np.concatenate([alone, other])
 
 
-def _reset_beside(
-    engine: TorchEngine, first: Frames, second: Frames, alone: Logits, other: Logits
-) -> tuple[Logits, Logits]:
-    """Slot 1 starts again in the middle of slot 0's stream, at an odd step, so that their phases differ."""
+def reset_beside(engine: Engine, first: Frames, second: Frames, alone: Logits, other: Logits) -> tuple[Logits, Logits]:
+    """Logits of two clips, of which slot 1 starts again in the middle of slot 0's, and what they should be.
+
+    The middle is an odd step, so that the slots' phases differ.
+    """
     engine.reset()
     middle = len(first) // 2 | 1
     logits = []
@@ -151,7 +167,8 @@ def _reset_beside(
     return np.stack([*logits, *rest]), np.concatenate([alone, other[len(first) - middle :]])
 
 
-def _difference(got: Logits, expected: Logits) -> float:
+def difference(got: Logits, expected: Logits) -> float:
+    """Largest difference relative to the largest expected logit; NaN if something is no number."""
     return float(np.abs(got - expected).max() / np.abs(expected).max())
 
 
@@ -219,11 +236,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check(networks: Sequence[str], pairs: int, out: Path) -> bool:
     begin = perf_counter()
     weights = [shipped_weights(name) or random_weights(name) for name in networks]
-    record: dict[str, Any] = {"machine": _machine(), "versions": _versions()}
+    tensorrt = _tensorrt_part()
+    left_out = ["TensorRT is not installed: its part was left out"] if tensorrt is None else tensorrt.left_out
+    record: dict[str, Any] = {"machine": _machine(), "versions": _versions() | (tensorrt.versions if tensorrt else {})}
     print(", ".join(f"{key} {value}" for part in record.values() for key, value in part.items()))
+    for line in left_out:
+        print(line, flush=True)
     checks: list[Check] = []
     runs: list[Run] = []
     comparisons: list[Comparison] = []
+    plans: list[BuiltPlan] = []
     for item in weights:
         print(f"\n{item.spec.network}: {item.spec.height}x{item.spec.width}, weights {item.source}")
         found = check_network(item)
@@ -231,8 +253,16 @@ def _check(networks: Sequence[str], pairs: int, out: Path) -> bool:
         timed, compared = time_network(item, pairs)
         print("\n".join([*map(_run_line, timed), *map(_comparison_line, compared)]), flush=True)
         checks, runs, comparisons = checks + found, runs + timed, comparisons + compared
+        if tensorrt is not None:
+            results = tensorrt.check(item, pairs)
+            print("\n".join([*map(_plan_line, results.plans), *map(_check_line, results.checks)]))
+            print("\n".join([*map(_run_line, results.runs), *map(_comparison_line, results.comparisons)]), flush=True)
+            checks, plans = checks + results.checks, plans + results.plans
+            runs, comparisons = runs + results.runs, comparisons + results.comparisons
     record |= {
         "weights": [{"network": item.spec.network, "source": item.source, "sha256": item.sha256} for item in weights],
+        "left_out": left_out,
+        "plans": [asdict(plan) for plan in plans],
         "checks": [asdict(check) for check in checks],
         "runs": [asdict(run) for run in runs],
         "comparisons": [asdict(comparison) for comparison in comparisons],
@@ -244,11 +274,39 @@ def _check(networks: Sequence[str], pairs: int, out: Path) -> bool:
     return failed == 0
 
 
+def _tensorrt_part() -> TensorRTPart | None:
+    """The checks of plans, where TensorRT is installed.
+
+    Raises:
+        UserError: It cannot be used, or a package to build with is missing.
+    """
+    if not any(map(importlib.util.find_spec, _TENSORRT_PACKAGES)):
+        return None
+    tensorrt = load_tensorrt()
+    try:
+        from stsm_rt.gpu_check_tensorrt import TensorRTPart
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{tensorrt.name} is installed, but building plans of weights needs {error.name}, which is not; run "
+            "pip install 'stsm-rt[build]'"
+        ) from error
+    return TensorRTPart(tensorrt)
+
+
 def _check_line(check: Check) -> str:
     word = "passed" if check.passed else "FAILED"
+    engine = f"{check.shift} {check.precision}" + (f" {check.runtime} {check.frontend}" if check.frontend else "")
+    if check.difference is None:
+        return f"  {word}  {engine}: {check.what}: {check.reason}"
+    mean = f", {check.mean_difference:.1e} on average" if check.mean_difference is not None else ""
+    return f"  {word}  {engine}: {check.what} differ by {check.difference:.1e}{mean} (at most {check.bound:.0e})"
+
+
+def _plan_line(plan: BuiltPlan) -> str:
+    graphs = "CUDA graphs" if plan.cuda_graphs else "no CUDA graphs"
     return (
-        f"  {word}  {check.shift} {check.precision}: {check.what} differ by {check.difference:.1e} "
-        f"(at most {check.bound:.0e})"
+        f"  built   {plan.shift} {plan.precision} {plan.runtime} {plan.frontend}: {plan.bytes / 2**20:.1f} MiB for "
+        f"{plan.device}, {graphs}"
     )
 
 

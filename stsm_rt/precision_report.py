@@ -81,7 +81,10 @@ class PrecisionReport:
     @property
     def loss(self) -> float | None:
         """Points of top-1 that are lost against FP32."""
-        return 100 * (self.accuracies[0].top1 - self.accuracies[-1].top1) if self.accuracies else None
+        if not self.accuracies:
+            return None
+        right = [sum(each.correct) for each in (self.accuracies[0], self.accuracies[-1])]
+        return 100 * (right[0] - right[1]) / len(self.accuracies[0].correct)
 
     def lines(self) -> Iterator[str]:
         """The report for people, warnings last."""
@@ -108,7 +111,8 @@ class PrecisionReport:
         if self.speed is not None and self.speed.ratio_median >= 1:
             yield "warning     INT8 is not faster than FP32 on this machine; use FP32 here"
         if self.loss is not None and self.loss > 1:
-            worst = " ".join(f"--exclude-layer {path}" for path, _ in self.layers[:_SHOWN_LAYERS])
+            left = [path for path, _ in self.layers if path not in self.excluded]
+            worst = " ".join(f"--exclude-layer {path}" for path in left[:_SHOWN_LAYERS])
             yield (
                 f"warning     INT8 loses {self.loss:.1f} points of top-1; build with {worst}, or with --auto-exclude 1"
             )
@@ -140,9 +144,11 @@ def report_precision(
             five, six, eight ... of them, until it loses no more. None: no layer is added.
 
     Raises:
-        UserError: A clip cannot be read, or even with half of the layers in floating point more is lost.
+        UserError: A clip cannot be read or shows what the network does not know, or even with half of the layers in
+            floating point more is lost.
     """
-    clips = read_clips(data, split)
+    manifest = Manifest.load(fp32)
+    clips = read_clips(data, split, [label for label in manifest.labels if label != manifest.background])
     graph = onnx.load(fp32)
     layers = convolutions(graph.graph)
     chosen = [layer for layer in layers if not any(fnmatchcase(layer, pattern) for pattern in exclude)]
@@ -150,7 +156,6 @@ def report_precision(
         file = Path(folder) / "int8.onnx"
 
         def int8(excluded: Sequence[str]) -> Engine:
-            manifest = Manifest.load(fp32)
             onnx.save(quantize(graph, ranges, FORMS[runtime], excluded), file)
             dataclasses.replace(manifest, precision="int8", sha256=sha256_of(file)).save(file)
             return OnnxRuntimeEngine(file, fused=False) if runtime == "onnx" else Engine.open(file)
@@ -173,7 +178,7 @@ def report_precision(
             assert found.loss is not None
             if most is None or found.loss <= most:
                 return found
-            print(f"excluded    {len(excluded)} layers: INT8 loses {found.loss:.1f} points")
+            print(f"excluded    {count} of {len(chosen)} layers: INT8 loses {found.loss:.1f} points")
         raise UserError(
             f"INT8 loses more than {most:g} points even with half of the layers in floating point; calibrate with "
             "clips that are more like the camera's"

@@ -31,21 +31,22 @@ class Form:
 
     Attributes:
         symmetric: Activations are int8 around 0; otherwise uint8 with a zero point.
-        weight_bits: Bits of a weight. With 7 no pair of products overflows the 16 bits in which x86 processors without
-            VNNI add them; with 8 such a processor gives silently wrong numbers.
+        narrow_weights: Keep the sum of any two products of a weight and an activation within 16 bits, in which x86
+            processors without VNNI add them; such a processor gives silently wrong numbers otherwise. See
+            `weight_scale`.
         outputs: Quantize what leaves a convolution and residual sums too, and let one scale follow a tensor through
             the shift, so that integers go from convolution to convolution. Otherwise only what enters a convolution.
     """
 
     symmetric: bool
-    weight_bits: int
+    narrow_weights: bool
     outputs: bool
 
 
 FORMS = {
-    "onnxruntime": Form(symmetric=False, weight_bits=7, outputs=True),
-    "openvino": Form(symmetric=False, weight_bits=8, outputs=False),
-    "onnx": Form(symmetric=True, weight_bits=8, outputs=False),
+    "onnxruntime": Form(symmetric=False, narrow_weights=True, outputs=True),
+    "openvino": Form(symmetric=False, narrow_weights=False, outputs=False),
+    "onnx": Form(symmetric=True, narrow_weights=False, outputs=False),
 }
 
 
@@ -210,6 +211,31 @@ def mean_error(error: npt.NDArray[np.float64], mean: Sequence[float]) -> npt.NDA
     return np.asarray((error.sum((2, 3)) * by_group).sum(1))
 
 
+def weight_scale(values: npt.NDArray[np.float64], *, narrow: bool) -> npt.NDArray[np.float64]:
+    """Scale of each output channel of a convolution's weights.
+
+    x86 processors without VNNI multiply bytes in pairs of neighbouring inputs and add each pair in 16 bits, so with
+    activations up to 255 the weights of a pair may add up to 128. In a 1x1 convolution it is known which weights are
+    neighbours, and few channels have two large ones side by side: most keep nearly 8 bits. Larger kernels get 7 bits,
+    with which no pair is too large.
+
+    Args:
+        values: (outputs, inputs / groups, kernel height, kernel width).
+        narrow: Whether to keep every pair within 16 bits.
+
+    Returns:
+        (outputs,); the largest weight is at most 127 scales.
+    """
+    flat = values.reshape(len(values), -1)
+    largest = np.abs(flat).max(1)
+    if not narrow:
+        return np.asarray(largest / 127)
+    if values.shape[2:] != (1, 1):
+        return np.asarray(largest / 63)
+    pairs = np.abs(flat[:, 1:] + flat[:, :-1]).max(1, initial=0)
+    return np.asarray(np.maximum(largest, pairs) / 127)
+
+
 class _PairWriter:
     """Adds nodes and constants to a graph."""
 
@@ -245,12 +271,11 @@ class _PairWriter:
         name, bias_name = node.input[1], node.input[2]
         values = numpy_helper.to_array(weights[name]).astype(np.float64)
         bias = numpy_helper.to_array(weights[bias_name]).astype(np.float64)
-        most = 2 ** (self._form.weight_bits - 1) - 1
-        scale = np.abs(values).reshape(len(values), -1).max(1) / most
+        scale = weight_scale(values, narrow=self._form.narrow_weights)
         # Of a channel without weights the scale must still be large enough for its bias.
         scale = self._float(np.maximum(scale, np.abs(bias) / (input_scale * 2**30)))
         wide = scale.astype(np.float64).reshape(-1, *[1] * (values.ndim - 1))
-        integers = np.clip(np.rint(values / wide), -most, most).astype(np.int8)
+        integers = np.clip(np.rint(values / wide), -127, 127).astype(np.int8)
         node.input[1] = self._dequantize(name, integers, scale)
         bias = bias - mean_error(integers * wide - values, mean)
         if self._form.outputs:

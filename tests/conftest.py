@@ -1,4 +1,4 @@
-"""Shared fixtures: a small streaming engine whose answers can be computed by hand, and the data folder."""
+"""Shared fixtures: a small streaming engine whose answers can be computed by hand, the data folder, TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from stsm_rt.errors import UserError
 from stsm_rt.manifest import FORMAT_VERSION, DecisionSpec, Manifest, StateSpec, sha256_of
 
 COLOURS = ("blue", "green", "red")
@@ -119,6 +120,39 @@ def make_engine(tmp_path_factory: pytest.TempPathFactory) -> MakeEngine:
 def tiny_engine(make_engine: MakeEngine) -> TinyEngine:
     """A ``TinyEngine`` with its defaults, shared by all tests: do not write to its files."""
     return make_engine()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where STSM_RTX=1, only what needs TensorRT-RTX is run: the other environment runs the rest."""
+    if os.environ.get("STSM_RTX") == "1":
+        kept = [item for item in items if {"rtx", "torch_rtx"} & set(getattr(item, "fixturenames", ()))]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+@pytest.fixture(scope="session")
+def rtx() -> Any:
+    """TensorRT-RTX, which builds plans without a GPU; where STSM_RTX=1 says that it is there, it must be."""
+    from stsm_rt.tensorrt_library import load_tensorrt
+
+    return _required(lambda: load_tensorrt("tensorrt-rtx"))
+
+
+@pytest.fixture(scope="session")
+def torch_rtx() -> Any:
+    """The same, as Torch-TensorRT uses it."""
+    from stsm_rt.torch_tensorrt_frontend import torch_tensorrt_library
+
+    return _required(torch_tensorrt_library)
+
+
+def _required(load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except UserError as error:
+        if os.environ.get("STSM_RTX") == "1":
+            pytest.fail(str(error))
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

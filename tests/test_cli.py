@@ -31,7 +31,7 @@ def test_help_names_every_command(arguments, capsys):
     assert all(f"  {name} " in out for name in cli.COMMANDS)
 
 
-@pytest.mark.parametrize("name", ["webcam", "evaluate", "inspect", "bench"])
+@pytest.mark.parametrize("name", ["webcam", "evaluate", "inspect", "bench", "build-engine"])
 def test_a_command_explains_its_options(name, capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main([name, "--help"])
@@ -68,21 +68,24 @@ def test_a_user_error_that_a_command_raises_is_reported(monkeypatch, capsys):
     assert capsys.readouterr().err == "stsm-rt: error: a spec was expected\n"
 
 
-@pytest.mark.parametrize(("name", "extra"), [("train", "train"), ("export", "build")])
-def test_training_and_export_say_what_to_install_when_torch_is_absent(name, extra, tmp_path: Path):
-    absent = "import sys; sys.modules['torch'] = None"
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [("train", "torch", "train"), ("export", "torch", "build"), ("calibrate", "onnx", "build")],
+)
+def test_a_command_says_what_to_install_when_a_package_is_absent(name, package, extra, tmp_path: Path):
+    absent = f"import sys; sys.modules['{package}'] = None"
     code = f"{absent}; from stsm_rt import cli; sys.exit(cli.main(['{name}', '-h']))"
 
     result = python("-c", code, cwd=tmp_path)
 
     assert result.returncode == 2
     assert result.stderr == (
-        f"stsm-rt: error: stsm-rt {name} needs torch, which is not installed; run: pip install 'stsm-rt[{extra}]'\n"
+        f"stsm-rt: error: stsm-rt {name} needs {package}, which is not installed; run: pip install 'stsm-rt[{extra}]'\n"
     )
 
 
 def test_running_an_engine_imports_no_torch(tmp_path: Path):
-    modules = "cli, evaluate, bench, inspect, webcam, recognizer, engine.onnxruntime"
+    modules = "cli, evaluate, bench, inspect, webcam, recognizer, build_engine, engine.onnxruntime, engine.tensorrt"
     code = (
         "import importlib, sys\n"
         f"for name in '{modules}'.split(', '): importlib.import_module('stsm_rt.' + name)\n"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from stsm_rt.manifest import Manifest, sha256_of
@@ -18,6 +19,7 @@ def arguments(out, weights=ENGINES / "actions_lite0.safetensors"):
         *("--weights", str(weights), "--out", str(out)),
         *("--measured", str(REPORTS / "actions_lite0_fp32.json")),
         *("--silence", str(REPORTS / "actions_lite0_fp32_silence.json")),
+        *("--int8", str(REPORTS / "actions_lite0_int8.json")),
         *("--comparison", str(REPORTS / "actions_lite0_shifts.jsonl")),
     ]
 
@@ -40,6 +42,39 @@ def test_engine_weights_report_and_recipe_belong_together():
     assert (ENGINES / "actions_lite0_fp32.onnx").stat().st_size <= 20e6
 
 
+@pytest.mark.parametrize("name", ["int8", "fp16_tensorrt", "int8_tensorrt"])
+def test_the_other_precisions_are_made_of_the_same_weights(name):
+    fp32, other = (Manifest.load(ENGINES / f"actions_lite0_{each}.onnx") for each in ("fp32", name))
+    assert other.weights_sha256 == fp32.weights_sha256
+    assert (other.labels, other.decision, other.frame_rate) == (fp32.labels, fp32.decision, fp32.frame_rate)
+    assert [state.shape for state in other.states] == [state.shape for state in fp32.states]
+    assert (other.calibration is not None) == name.startswith("int8")
+
+
+@pytest.mark.parametrize("name", ["int8", "int8_tensorrt"])
+def test_int8_lost_at_most_a_point(name):
+    fp32, int8 = (json.loads((REPORTS / f"actions_lite0_{each}.json").read_text()) for each in ("fp32", name))
+    assert int8["engine_sha256"] == sha256_of(ENGINES / f"actions_lite0_{name}.onnx")
+    assert int8["clips"] == fp32["clips"]
+    assert int8["top1"] >= fp32["top1"] - 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "every"), [("int8", 1), ("int8_tensorrt", 4)])
+def test_int8_decides_like_fp32(jhmdb, name, every):
+    """Every fourth clip for TensorRT's graph, which is computed node by node here."""
+    from stsm_rt.engine import Engine
+    from stsm_rt.engine.onnxruntime import OnnxRuntimeEngine
+    from stsm_rt.playback import read_clips
+    from stsm_rt.precision_report import accuracy
+
+    clips = read_clips(jhmdb, 1)[::every]
+    fp32 = accuracy(Engine.open(ENGINES / "actions_lite0_fp32.onnx"), clips, "FP32")
+    int8 = accuracy(OnnxRuntimeEngine(ENGINES / f"actions_lite0_{name}.onnx", fused=every == 1), clips, "INT8")
+    assert int8.changed(fp32) <= 0.05 * len(clips)
+    assert sum(int8.correct) >= sum(fp32.correct) - max(0.01 * len(clips), 1)
+
+
 def test_missing_records_are_one_sentence(tmp_path, capsys):
     assert main(arguments(tmp_path / "card.md", weights=tmp_path / "none.safetensors")) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -48,7 +83,14 @@ def test_missing_records_are_one_sentence(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_shipped_engine_is_made_from_the_shipped_weights(tmp_path):
-    from stsm_rt.export import compare
+    import torch
+
+    from stsm_rt.engine import Engine
+    from stsm_rt.export import moving_clips, relative_difference
+    from stsm_rt.networks import stream
 
     network, _ = load_model(ENGINES / "actions_lite0.safetensors")
-    assert compare(network, ENGINES / "actions_lite0_fp32.onnx", frames=16) <= 1e-4
+    engine = Engine.open(ENGINES / "actions_lite0_fp32.onnx")
+    clip = moving_clips(engine.manifest, frames=16)
+    expected = stream(network, torch.from_numpy(clip).transpose(0, 1)).transpose(0, 1).numpy()
+    assert relative_difference(np.stack([engine.step(frames).copy() for frames in clip]), expected) <= 1e-4

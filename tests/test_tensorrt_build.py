@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import types
 from pathlib import Path
 
@@ -19,17 +18,7 @@ from stsm_rt.ranges import FORMAT_VERSION, Ranges
 from stsm_rt.tensorrt_build import BuildOptions, ParsedGraph, PlanTensor, build_plan, configure
 from stsm_rt.tensorrt_build import _read_timing_cache as read_timing_cache
 from stsm_rt.tensorrt_build import _write_timing_cache as write_timing_cache
-from stsm_rt.tensorrt_library import TensorRT, load_tensorrt
-
-
-@pytest.fixture(scope="module")
-def rtx():
-    try:
-        return load_tensorrt("tensorrt-rtx")
-    except UserError as error:
-        if os.environ.get("STSM_RTX") == "1":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+from stsm_rt.tensorrt_library import TensorRT
 
 
 def step_graph(path: Path, *, operator: str = "Relu", pairs: bool = True) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import enum
-import os
 import sys
 import types
 
@@ -21,16 +20,6 @@ from stsm_rt.tensorrt_library import (
     plan_device,
     rtx_targets,
 )
-
-
-@pytest.fixture
-def rtx():
-    try:
-        return load_tensorrt("tensorrt-rtx")
-    except UserError as error:
-        if os.environ.get("STSM_RTX") == "1":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
 
 
 @pytest.fixture

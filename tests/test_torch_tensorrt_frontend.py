@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,16 +33,6 @@ from stsm_rt.torch_tensorrt_frontend import (
 
 HEIGHT, WIDTH = 48, 64
 SHIPPED = Path(__file__).resolve().parents[1] / "engines" / "actions_lite0.safetensors"
-
-
-@pytest.fixture(scope="module")
-def rtx():
-    try:
-        return torch_tensorrt_library()
-    except UserError as error:
-        if os.environ.get("STSM_RTX") == "1":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +163,7 @@ def test_without_torch_tensorrt_the_sentence_names_the_other_way(monkeypatch):
         torch_tensorrt_library()
 
 
-def test_int8_is_close_to_fp32_and_the_exported_program_has_its_pairs(rtx, small):
+def test_int8_is_close_to_fp32_and_the_exported_program_has_its_pairs(torch_rtx, small):
     ranges = measured_ranges(small, HEIGHT, WIDTH)
     expected = play(small, small.initial_state(HEIGHT, WIDTH), HEIGHT, WIDTH)
     step = PreparedStep(small, HEIGHT, WIDTH, precision="int8", ranges=ranges)
@@ -188,7 +177,7 @@ def test_int8_is_close_to_fp32_and_the_exported_program_has_its_pairs(rtx, small
     assert 0 < difference(got, expected) < 0.1
 
 
-def test_excluded_layers_and_wrong_patterns(rtx, small):
+def test_excluded_layers_and_wrong_patterns(torch_rtx, small):
     ranges = measured_ranges(small, HEIGHT, WIDTH)
     step = PreparedStep(
         small, HEIGHT, WIDTH, precision="int8", ranges=ranges, exclude=["backbone.stem.*", "*.blocks.1.conv2"]
@@ -198,7 +187,7 @@ def test_excluded_layers_and_wrong_patterns(rtx, small):
         PreparedStep(small, HEIGHT, WIDTH, precision="int8", ranges=ranges, exclude=["backbone.layer9.*"])
 
 
-def test_rounded_weights_leave_the_mean_of_every_channel(rtx, small):
+def test_rounded_weights_leave_the_mean_of_every_channel(torch_rtx, small):
     ranges = measured_ranges(small, HEIGHT, WIDTH)
     int8 = convolutions(PreparedStep(small, HEIGHT, WIDTH, precision="int8", ranges=ranges).network)
     exact = convolutions(PreparedStep(small, HEIGHT, WIDTH).network)
@@ -211,7 +200,7 @@ def test_rounded_weights_leave_the_mean_of_every_channel(rtx, small):
         assert left.abs().max() < 0.15 * moved.abs().max()
 
 
-def test_a_module_that_was_not_calibrated_is_named(rtx, small):
+def test_a_module_that_was_not_calibrated_is_named(torch_rtx, small):
     ranges = measured_ranges(small, HEIGHT, WIDTH)
     del ranges.tensors["backbone.stem.0.input"]
     with pytest.raises(UserError, match=r"backbone\.stem\.0"):
@@ -220,7 +209,7 @@ def test_a_module_that_was_not_calibrated_is_named(rtx, small):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "batch"), [("fp32", 1), ("fp16", 1), ("fp16", 2), ("int8", 2)])
-def test_a_small_network_becomes_a_plan(rtx, small, precision, batch):
+def test_a_small_network_becomes_a_plan(torch_rtx, small, precision, batch):
     ranges = measured_ranges(small, HEIGHT, WIDTH) if precision == "int8" else None
     seen = []
     options = BuildOptions(compute_capabilities=("8.6", "8.9"), progress=lambda phase, fraction: seen.append(fraction))
@@ -258,7 +247,7 @@ def real(request):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_real_networks_become_plans_through_both_frontends(rtx, real, tmp_path, precision):
+def test_real_networks_become_plans_through_both_frontends(torch_rtx, real, tmp_path, precision):
     size = (real.height, real.width)
     count = len(convolutions(real.network))
     plan = build_plan_from_network(real.network, *size, precision=precision, ranges=real.ranges, options=BuildOptions())
@@ -268,7 +257,7 @@ def test_real_networks_become_plans_through_both_frontends(rtx, real, tmp_path, 
     assert (plan.definition.quantize_layers, plan.definition.dequantize_layers) == (pairs, pairs)
     assert len(plan.data) > sum(conv.weight.numel() for conv in convolutions(real.network).values())
 
-    parsed = build_plan(rtx, typed_graph(real, precision, tmp_path / "step.onnx"), BuildOptions())
+    parsed = build_plan(torch_rtx, typed_graph(real, precision, tmp_path / "step.onnx"), BuildOptions())
     check_tensors(parsed, real.network, *size)
     # Here weights are stored as integers and only dequantized; convolutions that read the same tensor share its pair.
     quantized = parsed.definition.quantize_layers
@@ -286,7 +275,7 @@ def typed_graph(real, precision, path):
     return path
 
 
-def test_a_target_that_cannot_be_built_for_is_refused_first(rtx, small):
+def test_a_target_that_cannot_be_built_for_is_refused_first(torch_rtx, small):
     with pytest.raises(UserError, match=r"builds for the compute capabilities 7\.5, .*not '8\.7'"):
         build_plan_from_network(
             small, HEIGHT, WIDTH, precision="fp32", options=BuildOptions(compute_capabilities=("8.7",))
@@ -294,14 +283,14 @@ def test_a_target_that_cannot_be_built_for_is_refused_first(rtx, small):
 
 
 @pytest.mark.slow
-def test_a_build_that_fails_gives_tensorrts_reason(rtx, small):
+def test_a_build_that_fails_gives_tensorrts_reason(torch_rtx, small):
     options = BuildOptions(compute_capabilities=("7.5",))
     with pytest.raises(UserError, match=r"cannot build a plan from the network: .*for Turing") as caught:
         build_plan_from_network(small, HEIGHT, WIDTH, precision="fp32", options=options)
     assert "\n" not in str(caught.value)
 
 
-def test_an_operator_that_torch_tensorrt_does_not_know_is_one_sentence(rtx, capfd):
+def test_an_operator_that_torch_tensorrt_does_not_know_is_one_sentence(torch_rtx, capfd):
     class Unknown(nn.Module):
         quantized = ()
         arguments = (torch.zeros(1, 3),)
@@ -312,6 +301,6 @@ def test_an_operator_that_torch_tensorrt_does_not_know_is_one_sentence(rtx, capf
             return (torch.special.bessel_j0(x),)
 
     with pytest.raises(UserError, match=r"Torch-TensorRT cannot convert the network: .*bessel_j0") as caught:
-        convert(rtx, Unknown().eval(), BuildOptions())
+        convert(torch_rtx, Unknown().eval(), BuildOptions())
     assert "\n" not in str(caught.value)
     assert "Traceback" not in capfd.readouterr().err
