@@ -11,9 +11,6 @@ ENGINE ?= engines/actions_lite0_fp32.onnx
 
 SOURCES := pyproject.toml $(wildcard stsm_rt/*.py stsm_rt/*/*.py engines/actions_*)
 
-# Of the INT8 engine for processors: the first convolution has three input channels, so integers gain it nothing.
-INT8_EXCLUDED := backbone.features.0.0
-
 .PHONY: demo test test-rtx setup-rtx lint bench engines gpu-check clean
 
 # The camera if there is one, else the sample clip, which leaves the annotated video and the events in out/.
@@ -45,7 +42,7 @@ bench: $(VENV)/.ready
 engines: $(DEV_VENV)/.ready
 	$(DEV_VENV)/bin/python -m stsm_rt.export --weights engines/actions_lite0.safetensors --out $(ENGINE) \
 		--measured engines/reports/actions_lite0_fp32.json
-	$(DEV_VENV)/bin/python -m stsm_rt.build_engine --runtime onnxruntime --int8 --exclude-layer $(INT8_EXCLUDED) \
+	$(DEV_VENV)/bin/python -m stsm_rt.build_engine --runtime onnxruntime --int8 \
 		--weights engines/actions_lite0.safetensors --calibration calibration/actions_lite0.json \
 		--measured engines/reports/actions_lite0_int8.json --out engines/actions_lite0_int8.onnx
 	$(DEV_VENV)/bin/python -m stsm_rt.export --weights engines/actions_lite0.safetensors --precision fp16 \

@@ -73,7 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--size", type=_size, metavar="HxW", help="of random weights' input, or one number (default: 224)")
     add("--calibration", type=Path, metavar="DIR|FILE", help="recorded ranges (.json), a video or a folder of videos")
     add("--calibration-method", choices=("max", "percentile", "entropy"), help="default: the recorded one")
-    add("--exclude-layer", action="append", default=[], metavar="PATTERN", help="leave layers out of INT8")
+    add(
+        "--exclude-layer",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave layers out of INT8 (default: as recorded)",
+    )
     add("--auto-exclude", type=float, metavar="POINTS", help="leave layers out until INT8 loses no more top-1 (--data)")
     add("--data", type=Path, metavar="DIR", help="labelled clips: report what the precision costs and brings")
     add("--split", type=int, default=1, help="of the labelled clips (default: 1)")
@@ -193,8 +199,12 @@ def _build_for_processor(options: argparse.Namespace, runtime: Any, source: Sour
 
 def _excluded(options: argparse.Namespace, runtime: Any, source: Source) -> list[str]:
     """The layers to leave out of INT8; with labelled clips, what INT8 costs and brings is said."""
+    recorded = source.ranges.exclude.get(runtime, ()) if source.ranges else ()
+    exclude: list[str] = options.exclude_layer or list(recorded)
+    if exclude:
+        print(f"excluded    {', '.join(exclude)}: {'as asked' if options.exclude_layer else 'as recorded'}")
     if options.data is None:
-        return list(options.exclude_layer)
+        return exclude
     from stsm_rt.precision_report import report_precision
 
     assert source.ranges is not None
@@ -209,7 +219,7 @@ def _excluded(options: argparse.Namespace, runtime: Any, source: Source) -> list
             runtime,
             options.data,
             options.split,
-            exclude=options.exclude_layer,
+            exclude=exclude,
             most=options.auto_exclude,
         )
     print("\n".join(found.lines()))

@@ -384,6 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         network, spec = load_model(options.weights)
         digest = sha256_of(options.weights)
         spec = dataclasses.replace(spec, accuracy=known_accuracy(options.measured, digest, options.precision, spec))
+        ranges = Ranges.load(options.calibration) if options.calibration else None
         manifest = export_engine(
             network,
             spec,
@@ -392,8 +393,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             runtime="onnxruntime" if options.precision == "fp32" else "onnx",
             precision=options.precision,
             batch=options.batch,
-            ranges=Ranges.load(options.calibration) if options.calibration else None,
-            exclude=options.exclude_layer,
+            ranges=ranges,
+            exclude=options.exclude_layer or (ranges.exclude.get("onnx", ()) if ranges else ()),
         )
     except UserError as error:
         return report(error)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stsm_rt.errors import UserError
@@ -32,6 +32,8 @@ class Ranges:
             path and what it is to it: ``.input`` enters it, ``.output`` leaves it and its activation, ``.sum`` is the
             residual sum that its output goes into, after the activation.
         means: For each module the mean of what enters it, by channel; bias correction needs it.
+        exclude: For each form of INT8 (`quantize.FORMS`) patterns of the layers that are better left out of it; what a
+            build leaves out where nothing else is asked for.
 
     Raises:
         ValueError: If a value is outside its range.
@@ -47,6 +49,7 @@ class Ranges:
     method: str
     tensors: dict[str, dict[str, tuple[float, float]]]
     means: dict[str, tuple[float, ...]]
+    exclude: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
@@ -65,6 +68,9 @@ class Ranges:
         for module, mean in self.means.items():
             if not all(map(math.isfinite, mean)):
                 raise ValueError(f"the means of {module} must be finite")
+        for form, patterns in self.exclude.items():
+            if not all(isinstance(pattern, str) for pattern in patterns):
+                raise ValueError(f"the layers that {form} leaves out must be texts")
 
     def range(self, tensor: str) -> tuple[float, float]:
         """Lowest and highest value of a tensor, by the record's method.
@@ -140,7 +146,8 @@ class Ranges:
                 for tensor, methods in data["tensors"].items()
             }
             means = {module: tuple(map(float, mean)) for module, mean in data["means"].items()}
-            return cls(**{**data, "tensors": tensors, "means": means})
+            exclude = {form: tuple(patterns) for form, patterns in data.get("exclude", {}).items()}
+            return cls(**{**data, "tensors": tensors, "means": means, "exclude": exclude})
         except OSError as error:
             raise UserError(f"the calibration {path} cannot be read ({error}); give a file that exists") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
