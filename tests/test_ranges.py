@@ -64,6 +64,14 @@ def test_the_file_has_one_line_for_each_tensor_and_module(tmp_path: Path) -> Non
     assert any('"stem": [0.5, -0.25, 0.0]' in line for line in lines)
 
 
+def test_what_each_form_leaves_out_is_kept(tmp_path: Path) -> None:
+    recorded = dataclasses.replace(RANGES, exclude={"onnx": ("stem", "*.conv")})
+    recorded.save(tmp_path / "r.json")
+    assert Ranges.load(tmp_path / "r.json") == recorded
+    with pytest.raises(ValueError, match="onnx leaves out"):
+        dataclasses.replace(RANGES, exclude={"onnx": (1,)})  # type: ignore[dict-item]
+
+
 def test_a_range_is_that_of_the_method() -> None:
     assert RANGES.range("stem.input") == (-1.0, 3.0)
     assert RANGES.with_method("percentile").range("stem.input") == (-0.5, 2.0)
