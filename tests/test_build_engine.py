@@ -293,26 +293,23 @@ def test_the_frontend_is_chosen_by_what_is_installed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "network",
-    [
-        pytest.param(
-            "r50",
-            marks=pytest.mark.xfail(
-                reason="random r50 at 64x64 is off by 0.07 to 0.14 on noise: one bit of one pixel moves it by 0.12"
-            ),
-        ),
-        "the default network",
-    ],
-)
+@pytest.mark.parametrize("network", ["r50", "the default network"])
 def test_int8_means_on_this_processor_what_its_graph_says(work: Path, tmp_path: Path, network: str) -> None:
     path = tmp_path / "int8.onnx"
     # Random r50 on a small picture; the default network with the shipped weights, size and calibration.
-    random = ("--network", "r50", "--size", "64", "--calibration", work / "clips")
-    build("--runtime", "onnxruntime", "--int8", *(random if network == "r50" else ()), "-o", path)
+    random = ("--network", "r50", "--size", "64")
+    options = ("--runtime", "onnxruntime", *(random if network == "r50" else ()))
+    build(*options, "--int8", *(("--calibration", work / "clips") if network == "r50" else ()), "-o", path)
     clip = moving_clips(Manifest.load(path), frames=12)
-    written = played(OnnxRuntimeEngine(path, fused=False), clip)
-    assert relative_difference(played(Engine.open(path), clip), written) < 5e-2
+    written, fused = (played(OnnxRuntimeEngine(path, fused=each), clip) for each in (False, True))
+    if network != "r50":
+        assert relative_difference(fused, written) < 5e-2
+        return
+    # A random deep network amplifies one rounding to a tenth of the largest logit, so the two are held to FP32, from
+    # which sums that overflow would take the fused one much farther away.
+    build(*options, "-o", tmp_path / "fp32.onnx")
+    exact = played(Engine.open(tmp_path / "fp32.onnx"), clip)
+    assert np.abs(fused - exact).mean() < 1.2 * np.abs(written - exact).mean()
 
 
 # What cannot be built.
