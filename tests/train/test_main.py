@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from stsm_rt.export import export_engine
+from stsm_rt.manifest import sha256_of
 from stsm_rt.model import load_model
 from stsm_rt.train.__main__ import main
 
@@ -51,7 +52,8 @@ def test_a_recipe_and_data_become_weights_an_engine_and_an_honest_record(data, c
     assert spec.recipe["trained_on"].startswith("the CPU, PyTorch")
     assert spec.accuracy["clips"] == 14
     assert sum(p.numel() for p in network.parameters()) < 0.5e6
-    manifest = export_engine(run / "gestures_r8.safetensors", data.parent / "gestures_r8.onnx")
+    digest = sha256_of(run / "gestures_r8.safetensors")
+    manifest = export_engine(network, spec, data.parent / "gestures_r8.onnx", weights_sha256=digest)
     assert manifest.labels[6] == "swipe_right"
 
 
