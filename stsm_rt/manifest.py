@@ -149,7 +149,10 @@ class Manifest:
             self.format_version == FORMAT_VERSION,
             f"format version {FORMAT_VERSION} is understood, not {self.format_version}",
         )
-        _check(self.runtime in _RUNTIMES, f"runtime must be {' or '.join(_RUNTIMES)}, not {self.runtime!r}")
+        _check(
+            self.runtime in _RUNTIMES,
+            f"runtime must be {', '.join(_RUNTIMES[:-1])} or {_RUNTIMES[-1]}, not {self.runtime!r}",
+        )
         _check(
             self.precision in _PRECISIONS,
             f"precision must be {', '.join(_PRECISIONS[:-1])} or {_PRECISIONS[-1]}, not {self.precision!r}",

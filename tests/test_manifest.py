@@ -116,7 +116,7 @@ def test_json_that_is_not_a_record_is_said(text: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"runtime": "abacus"}, "runtime must be onnxruntime, not 'abacus'"),
+        ({"runtime": "abacus"}, "runtime must be onnxruntime, openvino, tensorrt, tensorrt-rtx or onnx, not 'abacus'"),
         ({"precision": "fp8"}, "precision must be fp32, fp16 or int8, not 'fp8'"),
         ({"input_height": 0}, "input_height must be positive"),
         ({"frame_rate": float("nan")}, "frame_rate must be positive"),
