@@ -137,9 +137,9 @@ def _choose_runtime(options: argparse.Namespace) -> tuple[str, str]:
     if options.runtime:
         return options.runtime, "as asked"
     for runtime, package in (("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt_rtx")):
-        found = importlib.util.find_spec(package)
+        loaded = sys.modules.get(package)
         # Torch-TensorRT for RTX registers tensorrt_rtx under the name tensorrt.
-        if found and found.name == package:
+        if importlib.util.find_spec(package) and (loaded is None or loaded.__package__ == package):
             return runtime, f"the package {package} is installed"
     if options.graph:
         raise UserError(

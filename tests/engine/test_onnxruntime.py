@@ -167,7 +167,8 @@ def test_a_step_allocates_nothing_that_grows_with_the_frame(make_engine: Any, bo
     tiny = make_engine(height=96, width=128)
     engine = Engine.open(tiny.path)
     frames = engine.frames if bound else tiny.frames(1)[:, ::-1]
-    for _ in range(12):
+    # In its first hundred or so calls ONNX Runtime 1.23 keeps 100 bytes of each, and then no more.
+    for _ in range(300):
         engine.step(frames)
     tracemalloc.start()
     try:
