@@ -252,7 +252,7 @@ def test_an_installed_tensorrt_is_chosen_and_the_reason_said(
     monkeypatch: pytest.MonkeyPatch, no_tensorrt: None, package: str
 ) -> None:
     module = types.ModuleType(package)
-    module.__spec__ = importlib.machinery.ModuleSpec(package, None)
+    module.__spec__, module.__package__ = importlib.machinery.ModuleSpec(package, None), package
     monkeypatch.setitem(sys.modules, package, module)
     options = build_engine._parser().parse_args([])
     runtime = package.replace("_", "-")
@@ -263,7 +263,7 @@ def test_tensorrt_rtx_under_the_name_of_tensorrt_is_not_chosen_as_tensorrt(
     monkeypatch: pytest.MonkeyPatch, no_tensorrt: None
 ) -> None:
     module = types.ModuleType("tensorrt_rtx")
-    module.__spec__ = importlib.machinery.ModuleSpec("tensorrt_rtx", None)
+    module.__spec__, module.__package__ = importlib.machinery.ModuleSpec("tensorrt_rtx", None), "tensorrt_rtx"
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, module)
     assert build_engine._choose_runtime(build_engine._parser().parse_args([]))[0] == "tensorrt-rtx"
