@@ -13,9 +13,9 @@ from stsm_rt.calibrate import calibrate
 from stsm_rt.check_weights import random_weights, weights_sha256
 from stsm_rt.engine.base import shipped_folder
 from stsm_rt.errors import UserError
-from stsm_rt.export import Precision, Runtime, export_engine, known_accuracy
+from stsm_rt.export import Precision, Runtime, export_engine
 from stsm_rt.manifest import Manifest, sha256_of
-from stsm_rt.model import ModelSpec, load_model
+from stsm_rt.model import ModelSpec, known_accuracy, load_model
 from stsm_rt.networks import StreamingNetwork
 from stsm_rt.playback import calibration_videos
 from stsm_rt.ranges import Ranges

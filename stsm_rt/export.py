@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -29,7 +28,7 @@ from stsm_rt.engine import Engine
 from stsm_rt.engine.onnxruntime import OnnxRuntimeEngine
 from stsm_rt.errors import UserError, report
 from stsm_rt.manifest import FORMAT_VERSION, Manifest, manifest_path, sha256_of
-from stsm_rt.model import ModelSpec, load_model
+from stsm_rt.model import ModelSpec, known_accuracy, load_model
 from stsm_rt.networks import StreamingNetwork, stream
 from stsm_rt.quantize import FORMS, quantize
 from stsm_rt.ranges import Ranges
@@ -228,36 +227,6 @@ def calibration_record(ranges: Ranges, exclude: Sequence[str]) -> dict[str, Any]
         "frames": ranges.frames,
         "excluded": list(exclude),
     }
-
-
-def known_accuracy(
-    measured: Path | None, weights_sha256: str, precision: str, spec: ModelSpec
-) -> dict[str, Any] | None:
-    """What is known of an engine: a report of its precision, or for FP32 what was measured in training.
-
-    Raises:
-        UserError: See `read_accuracy`.
-    """
-    if measured is not None:
-        return read_accuracy(measured, weights_sha256, precision)
-    return spec.accuracy if precision == "fp32" else None
-
-
-def read_accuracy(report_path: Path, weights_sha256: str, precision: str = "fp32") -> dict[str, Any]:
-    """The headline numbers of a report that ``evaluate --json`` wrote.
-
-    Raises:
-        UserError: No such report, or it was measured with other weights or in another precision.
-    """
-    try:
-        report_data = json.loads(report_path.read_text())
-        if report_data["weights_sha256"] != weights_sha256:
-            raise UserError(f"{report_path} was measured with other weights; evaluate an engine of these first")
-        if report_data["precision"] != precision:
-            raise UserError(f"{report_path} was measured in {report_data['precision']}; evaluate that of {precision}")
-        return {key: report_data[key] for key in ("split", "clips", "top1", "top5")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{report_path} is not a report that stsm-rt evaluate --data wrote") from error
 
 
 def make_manifest(

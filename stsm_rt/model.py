@@ -99,3 +99,33 @@ def load_model(path: str | Path) -> tuple[StreamingNetwork, ModelSpec]:
     network = spec.build()
     load_weights(network, path)
     return network.eval(), spec
+
+
+def known_accuracy(
+    measured: Path | None, weights_sha256: str, precision: str, spec: ModelSpec
+) -> dict[str, Any] | None:
+    """What is known of an engine: a report of its precision, or for FP32 what was measured in training.
+
+    Raises:
+        UserError: See `read_accuracy`.
+    """
+    if measured is not None:
+        return read_accuracy(measured, weights_sha256, precision)
+    return spec.accuracy if precision == "fp32" else None
+
+
+def read_accuracy(report_path: Path, weights_sha256: str, precision: str = "fp32") -> dict[str, Any]:
+    """The headline numbers of a report that ``evaluate --json`` wrote.
+
+    Raises:
+        UserError: No such report, or it was measured with other weights or in another precision.
+    """
+    try:
+        report_data = json.loads(report_path.read_text())
+        if report_data["weights_sha256"] != weights_sha256:
+            raise UserError(f"{report_path} was measured with other weights; evaluate an engine of these first")
+        if report_data["precision"] != precision:
+            raise UserError(f"{report_path} was measured in {report_data['precision']}; evaluate that of {precision}")
+        return {key: report_data[key] for key in ("split", "clips", "top1", "top5")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{report_path} is not a report that stsm-rt evaluate --data wrote") from error
