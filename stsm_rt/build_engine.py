@@ -107,8 +107,8 @@ def _source(options: argparse.Namespace) -> Source:
         from stsm_rt.build_source import load_source
     except ModuleNotFoundError as error:
         raise UserError(
-            f"building from weights needs {error.name}, which is not installed; run pip install 'stsm-rt[build]', or "
-            "give a graph that stsm-rt export wrote on another machine"
+            f"building from weights needs {error.name}, which is not installed; run pip install 'stsm-rt[build]' (only "
+            "TensorRT builds without it, of a graph that stsm-rt export wrote)"
         ) from error
     return load_source(options)
 

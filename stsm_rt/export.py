@@ -36,9 +36,12 @@ from stsm_rt.ranges import Ranges
 Runtime = Literal["onnxruntime", "openvino", "onnx"]
 Precision = Literal["fp32", "fp16", "int8"]
 
-# Of the largest logit. INT8: fused integers round otherwise than the graph as it is written, by about 1e-2; sums that
-# overflow, a wrong scale or a lost state are off by far more.
-TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.2}
+# Of the largest logit. INT8 on a processor is held to its own graph: fused integers round otherwise, by about 1e-2;
+# sums that overflow were seen to be off by 12e-2.
+TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2, "int8": 5e-2}
+_FARTHER = 1.2  # from FP32 than the graph, on average
+# A graph for TensorRT is held to PyTorch: what a wrong scale or a lost state would exceed.
+_QUANTIZATION_BOUND = 0.25
 _OPSET = 20  # ONNX Runtime 1.23, the newest on Python 3.10, reads it
 
 
@@ -287,14 +290,19 @@ def _prove(network: StreamingNetwork, draft: Path, manifest: Manifest) -> None:
         engine = Engine.open(draft, slots=manifest.batch)
     clip = moving_clips(manifest)
     got = _played(engine, clip)
-    if manifest.precision == "int8" and manifest.runtime != "onnx":
+    rows = stream(network, torch.from_numpy(clip).transpose(0, 1))
+    exact, reference = rows.transpose(0, 1).numpy(), "PyTorch"
+    expected, tolerance = exact, TOLERANCES[manifest.precision]
+    if manifest.precision == "int8" and manifest.runtime == "onnx":
+        tolerance = _QUANTIZATION_BOUND
+    elif manifest.precision == "int8":
         assert graph is not None
-        expected, reference = _played(graph, clip), "its own graph, computed node by node"
-    else:
-        rows = stream(network, torch.from_numpy(clip).transpose(0, 1))
-        expected, reference = rows.transpose(0, 1).numpy(), "PyTorch"
+        expected, reference = _played(graph, clip), "its own graph, computed node by node,"
+        # A deep network can amplify one rounding beyond the tolerance; then the fused sums are as near to FP32 as the
+        # graph is, which sums that overflow are not.
+        if np.abs(got - exact).mean() <= _FARTHER * np.abs(expected - exact).mean():
+            return
     difference = relative_difference(got, expected)
-    tolerance = TOLERANCES[manifest.precision]
     if difference > tolerance:
         raise UserError(
             f"the engine differs from {reference} by {difference:.1e} of the largest logit, more than "
