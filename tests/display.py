@@ -56,6 +56,8 @@ def virtual_display(folder: Path) -> Iterator[Display]:
             str(folder),
             "-nolisten",
             "tcp",
+            # Without this the server starts anew when its last client leaves, which the look for a display does.
+            "-noreset",
         ],
         pass_fds=[writer],
         stderr=subprocess.DEVNULL,
