@@ -27,6 +27,7 @@ from stsm_rt.tensorrt_library import load_tensorrt, plan_device
 
 if TYPE_CHECKING:
     from stsm_rt.build_source import Source
+    from stsm_rt.shift_folding import Folding
 
 RUNTIMES = ("tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
 _TENSORRT = ("tensorrt", "tensorrt-rtx")
@@ -210,7 +211,9 @@ def _excluded(options: argparse.Namespace, runtime: Any, source: Source) -> list
     assert source.ranges is not None
     with tempfile.TemporaryDirectory() as folder:
         fp32, fp16 = Path(folder) / "fp32.onnx", Path(folder) / "fp16.onnx"
-        source.export(fp32, "onnxruntime" if runtime == "onnx" else runtime, "fp32")
+        # INT8 is made of a graph in which every layer is whole.
+        whole: Folding = "none" if runtime == "onnx" else "depthwise"
+        source.export(fp32, "onnxruntime" if runtime == "onnx" else runtime, "fp32", folding=whole)
         source.export(fp16, "onnx", "fp16")
         found = report_precision(
             fp32,

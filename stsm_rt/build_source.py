@@ -19,6 +19,7 @@ from stsm_rt.model import ModelSpec, known_accuracy, load_model
 from stsm_rt.networks import StreamingNetwork
 from stsm_rt.playback import calibration_videos
 from stsm_rt.ranges import Ranges
+from stsm_rt.shift_folding import Folding
 
 DEFAULT_WEIGHTS = "actions_lite0"
 _RANDOM_SHIFT = "stsm_online"
@@ -43,7 +44,14 @@ class Source:
     ranges: Ranges | None = None
 
     def export(
-        self, target: Path, runtime: Runtime, precision: Precision, *, batch: int = 1, exclude: Sequence[str] = ()
+        self,
+        target: Path,
+        runtime: Runtime,
+        precision: Precision,
+        *,
+        batch: int = 1,
+        exclude: Sequence[str] = (),
+        folding: Folding | None = None,
     ) -> Manifest:
         """Write a graph for a runtime; see `stsm_rt.export.export_engine`.
 
@@ -61,6 +69,7 @@ class Source:
                 batch=batch,
                 ranges=self.ranges if precision == "int8" else None,
                 exclude=exclude if precision == "int8" else (),
+                folding=folding,
             )
         except OSError as error:
             raise UserError(f"the engine {target} cannot be written ({error}); choose another file with -o") from error
@@ -127,7 +136,7 @@ def _ranges(options: argparse.Namespace, source: Source) -> Ranges:
         print(f"calibration {data}: {len(videos)} clip{'s' if len(videos) > 1 else ''}, played as streams")
         with tempfile.TemporaryDirectory() as folder:
             engine = Path(folder) / "fp32.onnx"
-            source.export(engine, "onnxruntime", "fp32")
+            source.export(engine, "onnxruntime", "fp32", folding="none")
             ranges = calibrate(engine, videos, data=data)
     return ranges.with_method(options.calibration_method or ranges.method)
 

@@ -90,6 +90,11 @@ class ObservedEngine(Engine):
 
 def _fp32_manifest(path: Path) -> Manifest:
     manifest = Manifest.load(path)
+    if manifest.folding == "split":
+        raise UserError(
+            f"the residual streams of {path} are split, so its layers are not those of the weights; run "
+            "python -m stsm_rt.build_engine --int8 --weights WEIGHTS --calibration CLIPS, which calibrates by itself"
+        )
     if (manifest.runtime, manifest.precision, manifest.batch) != ("onnxruntime", "fp32", 1):
         raise UserError(
             f"calibration needs an FP32 engine for ONNX Runtime with batch 1, but {path} is "

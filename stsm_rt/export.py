@@ -27,11 +27,13 @@ from stsm_rt.check_weights import moving_clip
 from stsm_rt.engine import Engine
 from stsm_rt.engine.onnxruntime import OnnxRuntimeEngine
 from stsm_rt.errors import UserError, report
+from stsm_rt.integer_graph import byte_states, quantize_for
 from stsm_rt.manifest import FORMAT_VERSION, Manifest, manifest_path, sha256_of
 from stsm_rt.model import ModelSpec, known_accuracy, load_model
 from stsm_rt.networks import StreamingNetwork, stream
-from stsm_rt.quantize import FORMS, quantize
 from stsm_rt.ranges import Ranges
+from stsm_rt.shift_folding import Folding, fold_shifts
+from stsm_rt.split_streams import split_streams
 
 Runtime = Literal["onnxruntime", "openvino", "onnx"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -148,6 +150,7 @@ def export_engine(
     batch: int = 1,
     ranges: Ranges | None = None,
     exclude: Sequence[str] = (),
+    folding: Folding | None = None,
 ) -> Manifest:
     """Make a graph for a runtime, prove it and write it with its manifest, both or neither.
 
@@ -165,6 +168,8 @@ def export_engine(
         batch: Streams per step.
         ranges: Of the same weights, for ``"int8"``.
         exclude: Patterns of module paths whose convolutions do not become int8.
+        folding: The form of the shift; None: what is fastest in this runtime and precision. ``"split"`` is for FP32,
+            and leaves a network without ReLU behind its residual sums at ``"depthwise"``.
 
     Returns:
         The manifest.
@@ -182,15 +187,22 @@ def export_engine(
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
         draft = Path(folder) / target.name
-        exported = network
+        folding = _folding(network, runtime, precision, batch) if folding is None else folding
+        exported = copy.deepcopy(network)
         if runtime == "onnx" and precision != "fp32":
-            exported = copy.deepcopy(network).half()
+            exported.half()
+        if folding != "none":
+            fold_shifts(exported)
         export_onnx(exported, draft, height=spec.height, width=spec.width, batch=batch)
-        calibration = None
+        graph, calibration = onnx.load(draft), None
+        if folding == "split":
+            graph, whole = split_streams(graph), graph
+            folding = "depthwise" if graph == whole else "split"
         if precision == "int8":
             assert ranges is not None
-            onnx.save(quantize(onnx.load(draft), ranges, FORMS[runtime], exclude), draft)
+            graph = quantize_for(runtime, graph, ranges, exclude)
             calibration = calibration_record(ranges, exclude)
+        onnx.save(graph, draft)
         manifest = make_manifest(
             network,
             spec,
@@ -202,12 +214,21 @@ def export_engine(
             batch=batch,
             calibration=calibration,
         )
-        manifest = dataclasses.replace(manifest, sha256=sha256_of(draft))
+        manifest = dataclasses.replace(
+            manifest, sha256=sha256_of(draft), folding=folding, states=byte_states(graph, manifest.states)
+        )
         manifest.save(draft)
         _prove(network, draft, manifest)
         os.replace(manifest_path(draft), manifest_path(target))
         os.replace(draft, target)
     return manifest
+
+
+def _folding(network: StreamingNetwork, runtime: Runtime, precision: Precision, batch: int) -> Folding:
+    """What was fastest; see benchmarks/RESULTS.md. TensorRT could not be measured, and fuses slices and pads itself."""
+    if runtime == "onnx" or not network.hooks:
+        return "none"
+    return "split" if precision == "fp32" and batch == 1 else "depthwise"
 
 
 def _own_ranges(ranges: Ranges | None, weights_sha256: str) -> Ranges:

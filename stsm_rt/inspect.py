@@ -105,7 +105,8 @@ def _shift(manifest: Manifest) -> str:
         f"{group.get('fraction')} at ({group.get('dt')}, {group.get('dh')}, {group.get('dw')})"
         for group in manifest.shift["groups"]
     ]
-    return f"{manifest.shift['name']}: {', '.join(groups)}" if groups else str(manifest.shift["name"])
+    form = {"none": "", "depthwise": "; as depthwise convolutions", "split": "; streams split"}[manifest.folding]
+    return f"{manifest.shift['name']}: {', '.join(groups)}{form}" if groups else str(manifest.shift["name"])
 
 
 def _pairs(values: dict[str, object] | None) -> str:

@@ -19,7 +19,9 @@ FORMAT_VERSION = 1
 
 _RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "onnx")
 _PRECISIONS = ("fp32", "fp16", "int8")
-_STATE_DTYPES = ("float32", "float16")
+_FOLDINGS = ("none", "depthwise", "split")
+_ADDED = ("zero", "folding")  # fields that records of earlier exports lack
+_STATE_DTYPES = ("float32", "float16", "uint8")
 _TYPE_WORDS = {int: "a whole number", float: "a number", str: "a text", dict: "an object"}
 
 _T = TypeVar("_T")
@@ -32,8 +34,9 @@ class StateSpec:
     Attributes:
         name: For example ``"state_00"``; the graph's names are ``f"{name}_in"`` and ``f"{name}_out"``.
         shape: Shape of the tensor, batch dimension first.
-        dtype: ``"float32"`` or ``"float16"``.
+        dtype: ``"float32"``, ``"float16"``, or ``"uint8"`` in INT8 engines for processors.
         delay: Frames between a write and its read; the engine rotates ``delay + 1`` buffers.
+        zero: What stands for 0, of which the state consists at the start of a stream; not 0 for bytes only.
 
     Raises:
         ValueError: If a value is outside its range.
@@ -43,6 +46,7 @@ class StateSpec:
     shape: tuple[int, ...]
     dtype: str = "float32"
     delay: int = 1
+    zero: int = 0
 
     def __post_init__(self) -> None:
         _check(self.name != "", "a state's name must not be empty")
@@ -52,7 +56,11 @@ class StateSpec:
         )
         _check(
             self.dtype in _STATE_DTYPES,
-            f"the dtype of {self.name!r} must be {' or '.join(_STATE_DTYPES)}, not {self.dtype!r}",
+            f"the dtype of {self.name!r} must be {', '.join(_STATE_DTYPES)}, not {self.dtype!r}",
+        )
+        _check(
+            0 <= self.zero <= (255 if self.dtype == "uint8" else 0),
+            f"the zero of {self.name!r} must be 0, or a byte of a state in bytes, not {self.zero}",
         )
         _check(self.delay >= 1, f"the delay of {self.name!r} must be at least 1, not {self.delay}")
 
@@ -119,6 +127,9 @@ class Manifest:
         weights_sha256: SHA-256 of the weights that the engine was made from.
         calibration: How an INT8 engine was calibrated; None if it was not.
         accuracy: Measured accuracy; None where it is not known.
+        folding: The form of the shift in the graph: ``"none"``, slices and pads; ``"depthwise"``, convolutions with
+            one-hot kernels (`stsm_rt.shift_folding`); ``"split"``, residual streams kept apart
+            (`stsm_rt.split_streams`).
 
     Raises:
         ValueError: If a value is outside its range or the fields contradict each other.
@@ -143,6 +154,7 @@ class Manifest:
     weights_sha256: str
     calibration: dict[str, Any] | None
     accuracy: dict[str, Any] | None
+    folding: str = "none"
 
     def __post_init__(self) -> None:
         _check(
@@ -156,6 +168,10 @@ class Manifest:
         _check(
             self.precision in _PRECISIONS,
             f"precision must be {', '.join(_PRECISIONS[:-1])} or {_PRECISIONS[-1]}, not {self.precision!r}",
+        )
+        _check(
+            self.folding in _FOLDINGS,
+            f"folding must be {', '.join(_FOLDINGS)}, not {self.folding!r}",
         )
         groups = self.shift.get("groups")
         _check(
@@ -307,10 +323,10 @@ def _record(kind: type[_T], data: object, where: str) -> _T:
     if not isinstance(data, dict):
         raise ValueError(f"{where} must be an object, not {json.dumps(data)[:60]}")
     hints = typing.get_type_hints(kind)
-    missing, unknown = [n for n in hints if n not in data], [n for n in data if n not in hints]
+    missing, unknown = [n for n in hints if n not in data and n not in _ADDED], [n for n in data if n not in hints]
     _check(not missing, f"{where} lacks {', '.join(missing)}")
     _check(not unknown, f"{where} has unknown fields {', '.join(unknown)}")
-    return kind(**{name: _value(hint, data[name], name) for name, hint in hints.items()})
+    return kind(**{name: _value(hint, data[name], name) for name, hint in hints.items() if name in data})
 
 
 def _value(hint: Any, value: object, where: str) -> Any:

@@ -58,7 +58,7 @@ cartoon figures and crowds, where people move in ways that are none of the {coun
 
 ## In INT8
 
-For processors `engines/{int8_engine}`: convolutions in int8, all but the first, ranges from {int8_frames} steps of
+For processors `engines/{int8_engine}`: convolutions in int8, ranges from {int8_frames} steps of
 {int8_clips} training clips that were played as streams (`calibration/{name}.json`), bias correction. The same
 evaluation (`stsm-rt evaluate --engine engines/{int8_engine} --data DIR --split {split} --loop-events`):
 

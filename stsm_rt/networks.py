@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -179,10 +180,17 @@ class _SamePadding:
 
 
 class ShiftHook:
-    """Forward pre-hook that shifts a layer's input, in clip form or, with `previous` set, in step form."""
+    """Forward pre-hook that shifts a layer's input, in clip form or, with `previous` set, in step form.
+
+    Attributes:
+        step: What shifts in step form, from a frame and the slices kept to the shifted frame and the slices to keep.
+    """
 
     def __init__(self, spec: ShiftSpec) -> None:
         self.spec = spec
+        self.step: Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, tuple[Tensor, ...]]] = partial(
+            shift_step, spec=spec
+        )
         self.length = 1
         self.previous: Sequence[Tensor] | None = None
         self.following: tuple[Tensor, ...] = ()
@@ -194,7 +202,7 @@ class ShiftHook:
         self.shape = x.shape
         if self.previous is None:
             return (shift_clip(x.unflatten(0, (-1, self.length)), self.spec).flatten(0, 1),)
-        y, self.following = shift_step(x, self.previous, self.spec)
+        y, self.following = self.step(x, self.previous)
         return (y,)
 
 

@@ -21,9 +21,10 @@ from stsm_rt.bench import Comparison, compare, time_engines
 from stsm_rt.engine import Engine
 from stsm_rt.engine.onnxruntime import OnnxRuntimeEngine
 from stsm_rt.errors import UserError
+from stsm_rt.integer_graph import byte_states, quantize_for
 from stsm_rt.manifest import Manifest, sha256_of
 from stsm_rt.playback import Clip, play_clip, read_clips
-from stsm_rt.quantize import FORMS, convolutions, quantize
+from stsm_rt.quantize import convolutions
 from stsm_rt.ranges import Ranges
 from stsm_rt.recognizer import Recognizer
 from stsm_rt.video.sources import open_source
@@ -132,7 +133,7 @@ def report_precision(
     """Compare INT8 with FP32, and leave layers out until it is good enough.
 
     Args:
-        fp32: Engine of batch 1 for ONNX Runtime or OpenVINO.
+        fp32: Engine of batch 1 for ONNX Runtime or OpenVINO, whose streams are not split.
         fp16: The same network as a graph for TensorRT, which ONNX Runtime computes node by node here.
         ranges: Of the same weights.
         runtime: Whose form of INT8, one of `quantize.FORMS`. That of ``"onnx"``, for TensorRT, is computed by ONNX
@@ -156,8 +157,10 @@ def report_precision(
         file = Path(folder) / "int8.onnx"
 
         def int8(excluded: Sequence[str]) -> Engine:
-            onnx.save(quantize(graph, ranges, FORMS[runtime], excluded), file)
-            dataclasses.replace(manifest, precision="int8", sha256=sha256_of(file)).save(file)
+            quantized = quantize_for(runtime, graph, ranges, excluded)
+            onnx.save(quantized, file)
+            states = byte_states(quantized, manifest.states)
+            dataclasses.replace(manifest, precision="int8", sha256=sha256_of(file), states=states).save(file)
             return OnnxRuntimeEngine(file, fused=False) if runtime == "onnx" else Engine.open(file)
 
         engine = Engine.open(fp32)
@@ -253,7 +256,7 @@ class LayerErrors:
         """The network's input at every step of a clip."""
         recognizer = Recognizer(engine)
         with open_source(clip.path) as source:
-            return [engine.frames.copy() for _ in recognizer.run(source)]
+            return [engine.frames.copy() for frame, time in source if recognizer.update(frame, time)]
 
     def _logits(self, engine: Engine) -> npt.NDArray[np.float32]:
         logits = []

@@ -2,12 +2,12 @@
 
 Three runtimes fuse the same pairs in three ways, so the pairs come in three forms (`FORMS`). Weights are int8,
 symmetric, with a scale for each output channel; activations have one scale for a tensor. Everything that is not a
-convolution, the classifier included, stays as it was.
+convolution, the classifier included, stays as it was. `stsm_rt.integer_graph` goes on from there for ONNX Runtime.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -68,7 +68,7 @@ class _Graph:
         return {
             node.input[1].removesuffix(".weight"): node
             for node in self.proto.node
-            if node.op_type == "Conv" and node.input[1] in self.weights
+            if node.op_type == "Conv" and node.input[1] in self.weights and not is_one_hot(node, self.weights)
         }
 
     def activated(self, tensor: str) -> str:
@@ -84,6 +84,15 @@ class _Graph:
             if node.op_type == "Add" and not any(name in self.weights for name in node.input):
                 return self.activated(node.output[0])
         return None
+
+
+def is_one_hot(node: NodeProto, weights: Mapping[str, TensorProto]) -> bool:
+    """Whether a node is a depthwise convolution that only moves channels, as `stsm_rt.shift_folding` makes them."""
+    if node.op_type != "Conv" or len(node.input) > 2 or node.input[1] not in weights:
+        return False
+    kernel = numpy_helper.to_array(weights[node.input[1]])
+    ordered = np.sort(kernel.reshape(len(kernel), -1), 1)
+    return bool(kernel.shape[1] == 1 and (ordered[:, -1] == 1).all() and not ordered[:, :-1].any())
 
 
 def convolutions(graph: GraphProto) -> list[str]:
@@ -177,7 +186,7 @@ def _moved_from(parts: _Graph, tensor: str) -> list[str]:
     names, i = [tensor], 0
     while i < len(names):
         writer = parts.writers.get(names[i])
-        if writer is not None and writer.op_type in _MOVES:
+        if writer is not None and (writer.op_type in _MOVES or is_one_hot(writer, parts.weights)):
             moved = writer.input if writer.op_type == "Concat" else writer.input[:1]
             names += [name for name in moved if name not in names]
         i += 1

@@ -55,10 +55,18 @@ def test_a_whole_number_will_do_for_a_number(record: dict[str, Any]) -> None:
     assert isinstance(manifest.frame_rate, float)
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", [name for name in FIELDS if name != "folding"])
 def test_a_missing_field_is_named(record: dict[str, Any], name: str) -> None:
     del record[name]
     assert f"lacks {name};" in refusal(record)
+
+
+def test_a_record_of_an_earlier_export_is_read(record: dict[str, Any]) -> None:
+    del record["folding"]
+    for state in record["states"]:
+        del state["zero"]
+    manifest = Manifest.from_json(json.dumps(record), "x")
+    assert manifest.folding == "none" and {state.zero for state in manifest.states} == {0}
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -117,6 +125,7 @@ def test_json_that_is_not_a_record_is_said(text: str) -> None:
     ("changes", "sentence"),
     [
         ({"runtime": "abacus"}, "runtime must be onnxruntime, openvino, tensorrt, tensorrt-rtx or onnx, not 'abacus'"),
+        ({"folding": "in half"}, "folding must be none, depthwise, split, not 'in half'"),
         ({"precision": "fp8"}, "precision must be fp32, fp16 or int8, not 'fp8'"),
         ({"input_height": 0}, "input_height must be positive"),
         ({"frame_rate": float("nan")}, "frame_rate must be positive"),
@@ -142,7 +151,7 @@ def test_a_value_out_of_range_is_said(record: dict[str, Any], changes: dict[str,
         ({"delay": 0}, "delay of 'state_00' must be at least 1"),
         ({"shape": []}, "must hold positive sizes"),
         ({"shape": [1, -3]}, "must hold positive sizes"),
-        ({"dtype": "int4"}, "must be float32 or float16"),
+        ({"dtype": "int4"}, "must be float32, float16, uint8"),
         ({"name": ""}, "must not be empty"),
         ({"name": "state_01"}, "names of the states must differ"),
     ],

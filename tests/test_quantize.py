@@ -62,7 +62,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Calibr
                 assert network.shift is not None
                 spec = dataclasses.replace(weights.spec, shift=network.shift.to_json())
             path = folder / "m.onnx"
-            manifest = export_engine(network, spec, path, weights_sha256="a" * 64)
+            manifest = export_engine(network, spec, path, weights_sha256="a" * 64, folding="none")
             ranges = calibrate(path, [write_video(folder / "c.mp4", clip, fps=10)], data="a clip")
             done[name] = Calibrated(network, onnx.load(path), ranges, manifest, clip)
         return done[name]
