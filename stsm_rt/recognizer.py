@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from stsm_rt.decision import Decision, Event
-from stsm_rt.engine import Engine
+from stsm_rt.engine import Engine, frame_rate_of
 from stsm_rt.errors import UserError
+from stsm_rt.manifest import DecisionSpec
+from stsm_rt.pipeline import Pipeline
+from stsm_rt.sampler import Sampler
 from stsm_rt.video.cut import CutDetector
 from stsm_rt.video.fit import check_frame, fit
-from stsm_rt.video.sources import Source, open_source
+from stsm_rt.video.source import Source
+from stsm_rt.video.sources import open_source
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class Result:
         frame: Index of that frame among those given to the recognizer since its last reset.
         labels: The best labels, best first, without the background.
         scores: Their smoothed probabilities, 0 to 1.
-        latency: Seconds from the frame handed over to this result.
+        latency: Seconds from the frame to this result: from its arrival where a live source is run, from its decoding
+            where a file is, from the call of ``update``.
         dropped: Frames that the source has dropped so far.
         warming_up: Whether fewer steps than the decision averages over have been made since the last reset.
         events: Events that ended or started at this step, an end before a start.
@@ -73,55 +79,36 @@ class Result:
         }
 
 
-class Sampler:
-    """Picks frames by their timestamps, so that a source of any frame rate is seen at the model's.
-
-    A regular source is taken at a constant stride, at most at the model's rate: 30 frames/s at a rate of 10
-    give every third frame, 25 frames/s give every third too. A source slower than the model gives every
-    frame.
+class Prepared(NamedTuple):
+    """A frame that the network is to see, on its way from who reads the source to who runs the engine.
 
     Attributes:
-        gap: Seconds between two frames beyond which they are not one stream.
+        input: The network's input, uint8 (1, input_height, input_width, 3), BGR.
+        time: Source time of the frame in seconds.
+        frame: Its index.
+        ended: Time and index of the frame at which the stream before this one ended; None where it goes on.
+        dropped: Frames that the source has dropped so far.
+        arrived: When the frame was there, by the clock of ``time.perf_counter``.
     """
 
-    # Share of the period by which a frame may come early: cameras jitter and containers round to
-    # milliseconds.
-    _TOLERANCE = 0.1
-
-    def __init__(self, frame_rate: float) -> None:
-        """Prepare to pick frames.
-
-        Args:
-            frame_rate: Model steps per second of source time.
-        """
-        period = 1.0 / frame_rate
-        self.gap = max(1.0, 4 * period)
-        self._least = period * (1 - self._TOLERANCE)
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the stream; its next frame is taken."""
-        self._previous: float | None = None
-        self._taken = -math.inf
-
-    def breaks(self, time: float) -> bool:
-        """Whether a frame at this source time (seconds) lies before the last one or after a gap."""
-        return self._previous is not None and not 0 <= time - self._previous <= self.gap
-
-    def take(self, time: float) -> bool:
-        """Whether the network should see the frame at this source time (seconds)."""
-        self._previous = time
-        if time - self._taken < self._least:
-            return False
-        self._taken = time
-        return True
+    input: npt.NDArray[np.uint8]
+    time: float
+    frame: int
+    ended: tuple[float, int] | None
+    dropped: int
+    arrived: float
 
 
 class Recognizer:
     """Recognizes actions in one stream of frames.
 
+    ``update`` does it frame by frame in one thread. It is made of two halves, which may run in two threads, the frames
+    in order in both: ``prepare`` picks the frames and makes the network's input of them, ``conclude`` runs the engine.
+
     Attributes:
         engine: The engine that makes the steps.
+        input: A buffer for the network's input, uint8 (1, input_height, input_width, 3): the engine's own where no
+            other slot needs that, so that nothing is copied.
         roi: The part of each frame that the network sees: x, y, width, height in pixels; None for the whole
             frame.
 
@@ -139,46 +126,74 @@ class Recognizer:
         topk: int = 3,
         threshold: float | None = None,
         roi: tuple[int, int, int, int] | None = None,
+        every_frame: float | None = None,
     ) -> None:
         """Open the engine, unless it is open already, and reset the slot's state.
 
         Args:
             engine: An open engine, the path of one, or None for the embedded engine.
             slot: The engine's slot that holds this stream's state. Several recognizers may share an engine,
-                each with its own slot, in one thread.
+                each with its own slot, also in threads of their own: their steps take turns.
             topk: Number of labels in a result.
             threshold: Score, 0 to 1, at which an event may start, instead of the manifest's.
             roi: Region of interest as x, y, width, height in pixels of the frame; None means the whole frame.
+            every_frame: Frames per second of the source, to decide on each of them instead of at the model's frame
+                rate. With k frames for each step of the model it is as if k recognizers were fed in turn: the engine
+                has a stride of k (`Sampler.stride`), and the decision averages over the same span of time. None: at
+                the model's frame rate.
 
         Raises:
-            UserError: If the engine cannot be opened or has no such slot, or an option is out of its range.
+            UserError: If the engine cannot be opened, has no such slot or another stride, or an option is out of its
+                range.
         """
         if slot < 0:
             raise UserError(f"the slot must be at least 0, not {slot}")
-        self.engine = engine if isinstance(engine, Engine) else Engine.open(engine, slots=slot + 1)
-        if slot >= self.engine.slots:
+        if every_frame is not None and not 0 < every_frame < math.inf:
+            raise UserError(f"the source's frames per second must be a positive number, not {every_frame}")
+        if not isinstance(engine, Engine):
+            stride = 1 if every_frame is None else Sampler.stride(every_frame, frame_rate_of(engine))
+            engine = Engine.open(engine, slots=slot + 1, stride=stride)
+        self.engine = engine
+        if slot >= engine.slots:
             raise UserError(
-                f"the engine has {self.engine.slots} slots, numbered from 0, so there is no slot {slot}; "
-                "open it with more"
+                f"the engine has {engine.slots} slots, numbered from 0, so there is no slot {slot}; open it with more"
             )
         self.roi = roi
-        manifest = self.engine.manifest
+        manifest = engine.manifest
+        self._every_frame = every_frame
+        stride = self._stride(every_frame)
+        if engine.stride != stride:
+            raise UserError(
+                f"the engine was opened with a stride of {engine.stride}, but "
+                + ("the model's own frame rate" if every_frame is None else f"every frame of {every_frame:g} frames/s")
+                + f" needs {stride}; open it with Engine.open(..., stride={stride})"
+            )
         self._slots = (slot,)
-        frames = self.engine.frames
-        self._input = frames if manifest.batch == 1 else frames[slot : slot + 1]
-        self._size: tuple[int, ...] | None = None
+        alone = engine.slots == manifest.batch == 1
+        self.input = engine.frames if alone else np.empty((1, *engine.frames.shape[1:]), np.uint8)
         self._decision = Decision(
-            manifest.labels, manifest.background, manifest.decision, topk=topk, threshold=threshold
+            manifest.labels, manifest.background, _over(manifest.decision, stride), topk=topk, threshold=threshold
         )
-        self._sampler = Sampler(manifest.frame_rate)
+        self._sampler = Sampler(manifest.frame_rate, every_frame=every_frame is not None)
         self._cuts = CutDetector()
+        self._size: tuple[int, ...] | None = None
         self.reset()
 
     def reset(self) -> None:
         """Start over as if no frame had been seen; a running event is dropped, so ``finish`` it before."""
-        self._restart()
+        self._forget()
+        self._restarts = False
+        self._begin_stream()
         self._frame = -1
         self._last = (0.0, 0)
+
+    def restart(self) -> None:
+        """Let the next frame that is prepared be the first of another stream; any thread may call it.
+
+        It is like ``finish`` and ``reset`` between that frame and the one before; the event that ends there is in the
+        frame's result.
+        """
+        self._restarts = True
 
     def update(self, frame: npt.NDArray[np.uint8], time: float, *, dropped: int = 0) -> Result | None:
         """Take the next frame of the stream.
@@ -199,33 +214,81 @@ class Recognizer:
             UserError: If the frame has another type or shape, the region of interest does not lie inside it,
                 or the time is not finite.
         """
-        begin = perf_counter()
+        arrived = perf_counter()
         check_frame(frame)
+        prepared = self.prepare(frame, time, self.input, arrived=arrived, dropped=dropped)
+        return None if prepared is None else self.conclude(prepared)
+
+    def wants(self, time: float) -> bool:
+        """Whether ``prepare`` would look at a frame at this source time in seconds; any thread may ask."""
+        return self._restarts or self._sampler.wants(time)
+
+    def prepare(
+        self,
+        frame: npt.NDArray[np.uint8] | None,
+        time: float,
+        out: npt.NDArray[np.uint8],
+        *,
+        arrived: float,
+        dropped: int = 0,
+    ) -> Prepared | None:
+        """Do the first half of ``update``: pick the frame, notice where the stream breaks, crop and resize.
+
+        Args:
+            frame: uint8 (H, W, 3), BGR. It is neither changed nor kept. None where ``wants`` says that it is not
+                looked at.
+            time: Source time in seconds.
+            out: The network's input, uint8 (1, input_height, input_width, 3), C-contiguous, written in place.
+            arrived: When the frame was there, by the clock of ``time.perf_counter``.
+            dropped: Frames that the source has dropped so far, for the result.
+
+        Returns:
+            What ``conclude`` needs, with ``out`` in it, or None where the frame is skipped.
+
+        Raises:
+            UserError: As ``update`` does.
+        """
         if not math.isfinite(time):
             raise UserError(f"the time of a frame must be a finite number of seconds, not {time}")
-        ended: tuple[Event, ...] = ()
         before = self._last
-        if self._size not in (None, frame.shape) or self._sampler.breaks(time):
-            ended = self.finish()
-            self._restart()
-        self._size = frame.shape
+        restarts = self._restarts and frame is not None
+        if restarts:
+            self._restarts, self._frame = False, -1
+        breaks = restarts or self._sampler.breaks(time)
+        if breaks:
+            self._begin_stream()
         self._frame += 1
         self._last = (time, self._frame)
         if not self._sampler.take(time):
             return None
-        fit(frame, self.roi, self._input[0])
-        if self._cuts.is_cut(self._input[0]):
-            ended = self._decision.finish(*before)
+        assert frame is not None
+        fit(frame, self.roi, out[0])
+        breaks |= self._size not in (None, frame.shape)
+        self._size = frame.shape
+        # Not the other way round: the detector has to see every picture.
+        breaks = self._cuts.is_cut(out[0]) or breaks
+        return Prepared(out, time, self._frame, before if breaks else None, dropped, arrived)
+
+    def conclude(self, prepared: Prepared) -> Result:
+        """Do the second half of ``update``: reset the state where the stream broke, make the step, decide.
+
+        Raises:
+            UserError: If the engine fails.
+        """
+        ended: tuple[Event, ...] = ()
+        if prepared.ended is not None:
+            ended = self._decision.finish(*prepared.ended)
             self._forget()
-        logits = self.engine.step(self._input, self._slots)[0]
-        labels, scores, events = self._decision.update(logits, time, self._frame)
+        with self.engine.turn:
+            logits = self.engine.step(prepared.input, self._slots)[0]
+            labels, scores, events = self._decision.update(logits, prepared.time, prepared.frame)
         return Result(
-            time=time,
-            frame=self._frame,
+            time=prepared.time,
+            frame=prepared.frame,
             labels=labels,
             scores=scores,
-            latency=perf_counter() - begin,
-            dropped=dropped,
+            latency=perf_counter() - prepared.arrived,
+            dropped=prepared.dropped,
             warming_up=self._decision.warming_up,
             events=ended + events,
             active=self._decision.active,
@@ -242,6 +305,9 @@ class Recognizer:
     def run(self, source: Source | int | str | os.PathLike[str]) -> Iterator[Result]:
         """Reset and recognize a whole source; ``finish`` then gives the event that still runs at its end.
 
+        The source is read and the engine run in threads of their own (see `Pipeline`), so the next frames are on their
+        way while a result is looked at. Whoever leaves early stops the source.
+
         Args:
             source: A camera index, a path, a URL, or an open source. What was opened here is closed here.
 
@@ -249,24 +315,39 @@ class Recognizer:
             One result per network step.
 
         Raises:
-            UserError: If the source cannot be opened or a frame is not usable.
+            UserError: If the source cannot be opened, a frame is not usable, or the source declares another frame rate
+                than ``every_frame``, so that the stride is wrong.
         """
         if not isinstance(source, Source):
             with open_source(source) as opened:
                 yield from self.run(opened)
             return
+        stride = self._stride(source.frame_rate)
+        if self._every_frame and source.frame_rate and stride != self.engine.stride:
+            raise UserError(
+                f"{source.name} has {source.frame_rate:g} frames/s, which needs a stride of {stride}, not that of "
+                f"{self._every_frame:g} frames/s; give its frame rate as every_frame"
+            )
         self.reset()
-        for frame, time in source:
-            result = self.update(frame, time, dropped=source.dropped)
-            if result is not None:
-                yield result
+        with Pipeline(self, source, frames=False) as pipeline:
+            for output in pipeline:
+                if output.result is not None:
+                    yield output.result
 
-    def _restart(self) -> None:
-        self._forget()
+    def _stride(self, source_rate: float | None) -> int:
+        return 1 if source_rate is None else Sampler.stride(source_rate, self.engine.manifest.frame_rate)
+
+    def _begin_stream(self) -> None:
         self._cuts.reset()
         self._sampler.reset()
         self._size = None
 
     def _forget(self) -> None:
-        self.engine.reset(self._slots)
+        with self.engine.turn:
+            self.engine.reset(self._slots)
         self._decision.reset()
+
+
+def _over(spec: DecisionSpec, stride: int) -> DecisionSpec:
+    """The same decision over the same time, from steps that come ``stride`` times as fast."""
+    return dataclasses.replace(spec, smoothing=spec.smoothing * stride, min_steps=spec.min_steps * stride)

@@ -7,25 +7,30 @@ import contextlib
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any, NoReturn
 
+import numpy as np
+
 from stsm_rt.decision import Event
-from stsm_rt.engine import Engine
 from stsm_rt.errors import UserError, redact, report
+from stsm_rt.pipeline import Pipeline
 from stsm_rt.recognizer import Recognizer, Result
 from stsm_rt.video.fit import crop_rectangle
 from stsm_rt.video.overlay import Overlay
 from stsm_rt.video.sample import sample_clip
-from stsm_rt.video.sinks import Frame, JsonLinesSink, VideoSink, Window, save_snapshot, why_headless
-from stsm_rt.video.sources import Source, open_source
+from stsm_rt.video.sinks import Frame, JsonLinesSink, VideoSink, Window, save_snapshot, trial_window
+from stsm_rt.video.source import Source
+from stsm_rt.video.sources import open_source
 
 _FALLBACK_RATE = 30.0
 _PAUSE_POLL = 0.1  # seconds between two looks at the keyboard while paused
 _LONGEST_WAIT = 1.0  # seconds that a frame of a slow recording is waited for, deaf to signals
+_LATENCIES = 10_000  # of the last steps; a camera may run for weeks
 
 _Roi = tuple[int, int, int, int]
 
@@ -72,6 +77,7 @@ class _Arguments:
     events: Path | None
     topk: int
     threshold: float | None
+    every_frame: bool
     max_frames: int | None
 
 
@@ -94,6 +100,9 @@ def _arguments(argv: Sequence[str] | None) -> _Arguments:
     parser.add_argument("--events", metavar="OUT.jsonl", type=Path, help="write results and events as JSON lines")
     parser.add_argument("--topk", metavar="K", type=int, default=3, help="labels in each result (default: 3)")
     parser.add_argument("--threshold", metavar="T", type=float, help="score from 0 to 1 that starts an event")
+    parser.add_argument(
+        "--every-frame", action="store_true", help="decide on every frame, not only at the model's frame rate"
+    )
     parser.add_argument("--max-frames", metavar="N", type=int, help="stop after N frames")
     arguments = _Arguments(**vars(parser.parse_args(argv)))
     if arguments.max_frames is not None and arguments.max_frames < 1:
@@ -134,13 +143,20 @@ class _Session:
     """One source on its way through the recognizer to the sinks."""
 
     def __init__(self, arguments: _Arguments, stack: contextlib.ExitStack) -> None:
-        engine = Engine.open(arguments.engine)
         source, roi = _open(arguments.source, arguments.roi)
         self.source = stack.enter_context(source)
-        crop_rectangle(source.size, roi, (engine.manifest.input_width, engine.manifest.input_height))
-        self._recognizer = Recognizer(engine, topk=arguments.topk, threshold=arguments.threshold, roi=roi)
+        if arguments.every_frame and source.frame_rate is None:
+            raise UserError(f"--every-frame needs the frame rate of {source.name}, which declares none; leave it out")
+        self._recognizer = Recognizer(
+            arguments.engine,
+            topk=arguments.topk,
+            threshold=arguments.threshold,
+            roi=roi,
+            every_frame=source.frame_rate if arguments.every_frame else None,
+        )
+        manifest = self._recognizer.engine.manifest
+        crop_rectangle(source.size, roi, (manifest.input_width, manifest.input_height))
         self._overlay = Overlay(roi=roi)
-        self._max_frames = arguments.max_frames
         self._lines: JsonLinesSink | None = None
         self._video: VideoSink | None = None
         self._window: Window | None = None
@@ -149,71 +165,85 @@ class _Session:
         if arguments.save:
             rate = source.frame_rate or _FALLBACK_RATE
             self._video = stack.enter_context(VideoSink(arguments.save, source.size, rate))
-        reason = None if arguments.headless else why_headless()
-        if reason:
-            _say(f"{reason}, so it runs headless")
-        if not arguments.headless and reason is None:
-            self._window = stack.enter_context(Window("stsm-rt", source.size))
-            _say("keys in the window: q quits, r resets, space pauses, s takes a snapshot")
+        if not arguments.headless:
+            with trial_window() as reason:
+                if reason is None:
+                    self._window = stack.enter_context(Window("stsm-rt", source.size))
+            _say(
+                f"{reason}, so it runs headless"
+                if reason
+                else "keys in the window: q quits, r resets, space pauses, s takes a snapshot"
+            )
         _say(f"watching {source.name}, {source.size[0]}x{source.size[1]} pixels")
-        self._frames = self._steps = self._events = 0
+        self._pipeline = Pipeline(
+            self._recognizer,
+            source,
+            frames=self._video is not None or self._window is not None,
+            max_frames=arguments.max_frames,
+        )
+        self._result: Result | None = None
+        self._latencies: deque[float] = deque(maxlen=_LATENCIES)
+        self._steps = self._events = 0
         self._fps = 0.0
         self._begin = self._previous = monotonic()
 
     def play(self) -> None:
         """Play the source to its end, to the last frame asked for, or until somebody stops it."""
         start = monotonic()
-        paused = 0.0
-        result: Result | None = None
-        for frame, time in self.source:
-            self._frames += 1
-            new = self._recognizer.update(frame, time, dropped=self.source.dropped)
-            if new is not None:
-                result = new
-                self._steps += 1
-                if self._lines:
-                    self._lines.write(new.to_record())
-                self._tell(new.events)
-            self._measure()
-            # The first frame is always a step.
-            if result is not None and (self._video or self._window):
-                original = frame.copy() if self._window else frame
-                self._overlay.draw(frame, result, time=time, fps=self._fps)
-                if self._video:
-                    self._video.write(frame, time if self.source.live else None)
-                if self._window:
-                    due = 0.0 if self.source.live else start + paused + time - monotonic()
-                    paused += self._show(frame, original, result, time, min(max(0.0, due), _LONGEST_WAIT))
-            if self._frames == self._max_frames:
-                break
+        with self._pipeline:
+            for frame, time, result in self._pipeline:
+                if result is not None:
+                    self._take(result)
+                # The first frame is always a step.
+                if frame is not None and self._result is not None:
+                    self._measure()
+                    self._overlay.draw(frame, self._result, time=time, fps=self._fps)
+                    if self._video:
+                        self._video.write(frame, time if self.source.live else None)
+                    if self._window and not self.source.stopped:
+                        due = 0.0 if self.source.live else start + time - monotonic()
+                        start += self._show(frame, min(max(0.0, due), _LONGEST_WAIT))
         self._tell(self._recognizer.finish())
 
     def summarize(self) -> None:
         """Say what was done and where the files are."""
         seconds = monotonic() - self._begin
         _say(
-            f"{_count(self._frames, 'frame')}, {_count(self._steps, 'step')}, "
+            f"{_count(self._pipeline.frame_count, 'frame')}, {_count(self._steps, 'step')}, "
             f"{_count(self._events, 'event')} in {seconds:.1f} s"
             + (f", {self.source.dropped} frames dropped" if self.source.live else "")
         )
+        if self.source.live and self._latencies:
+            median, p95 = 1000 * np.percentile(self._latencies, (50, 95))
+            _say(f"from a frame's arrival to its result: median {median:.1f} ms, p95 {p95:.1f} ms")
         if self._video:
             _say(f"annotated video: {self._video.path}")
         if self._lines:
             _say(f"results and events: {self._lines.path}")
 
-    def _show(self, image: Frame, original: Frame, result: Result, time: float, wait: float) -> float:
+    def _take(self, result: Result) -> None:
+        self._result = result
+        self._steps += 1
+        self._latencies.append(result.latency)
+        self._overlay.follow(result)
+        if self._lines:
+            self._lines.write(result.to_record())
+        self._tell(result.events)
+
+    def _show(self, image: Frame, wait: float) -> float:
         """Show a frame, obey the keys, and return how long it was paused in seconds."""
         assert self._window is not None
         key = self._window.show(image, wait)
         begin = monotonic()
         if key == " ":
-            image = original
-            self._overlay.draw(image, result, time=time, fps=self._fps, note="paused")
+            self._pipeline.pause()
+            self._overlay.change_note(image, "paused")
             key = None
             while key not in (" ", "q") and not self.source.stopped:
                 key = self._window.show(image, _PAUSE_POLL)
                 self._obey(key, image)
             self._previous = monotonic()
+            self._pipeline.resume()
         self._obey(key, image)
         return monotonic() - begin
 
@@ -221,8 +251,7 @@ class _Session:
         if key == "q":
             self.source.stop()
         elif key == "r":
-            self._tell(self._recognizer.finish())
-            self._recognizer.reset()
+            self._pipeline.reset()
             _say("reset")
         elif key == "s":
             _say(f"snapshot: {save_snapshot(image)}")
@@ -241,7 +270,7 @@ class _Session:
     def _measure(self) -> None:
         now = monotonic()
         rate = 1 / max(now - self._previous, 1e-6)
-        self._fps = rate if self._frames == 1 else 0.9 * self._fps + 0.1 * rate
+        self._fps = 0.9 * self._fps + 0.1 * rate if self._fps else rate
         self._previous = now
 
 

@@ -8,18 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 from clips import counted, plain, write_video
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stsm_rt.engine import Engine
+from stsm_rt.engine import Engine, frame_rate_of
 from stsm_rt.errors import UserError
 from stsm_rt.manifest import DecisionSpec
-from stsm_rt.recognizer import Recognizer, Result, Sampler
+from stsm_rt.recognizer import Recognizer, Result
 from stsm_rt.video.fit import fit
 from stsm_rt.video.sources import open_source
-
-# A step may come this much earlier than the model's period.
-EARLY = 0.1
 
 
 def noise(count: int, seed: int, size: tuple[int, int] = (64, 48)) -> list[np.ndarray]:
@@ -35,60 +32,6 @@ def play(recognizer: Recognizer, frames: list[np.ndarray], start: float = 0.0, f
 
 def scores(results: list[Result]) -> list[Any]:
     return [(result.labels, result.scores, result.warming_up) for result in results]
-
-
-@given(fps=st.floats(1, 240), rate=st.floats(2, 60), offset=st.floats(-100, 1e5))
-def test_a_regular_source_is_taken_at_a_constant_stride_never_faster_than_the_model(
-    fps: float, rate: float, offset: float
-) -> None:
-    exact = fps * (1 - EARLY) / rate
-    assume(abs(exact - round(exact)) > 1e-3)
-    sampler = Sampler(rate)
-    taken = [i for i in range(400) if sampler.take(offset + i / fps)]
-    strides = set(np.diff(taken))
-    assert taken[0] == 0
-    assert len(strides) == 1
-    stride = int(strides.pop())
-    assert fps / stride <= rate / (1 - EARLY) * 1.001
-    # The next smaller stride would have been too fast.
-    assert stride == 1 or fps / (stride - 1) > rate
-
-
-@pytest.mark.parametrize(
-    ("fps", "rate", "stride"),
-    [
-        (30, 10, 3),
-        (29.97, 10, 3),
-        (30.1, 10, 3),
-        (25, 10, 3),
-        (60, 10, 6),
-        (10, 10, 1),
-        (7, 10, 1),
-        (30, 30, 1),
-    ],
-)
-def test_strides_of_common_sources(fps: float, rate: float, stride: int) -> None:
-    for milliseconds in (False, True):
-        sampler = Sampler(rate)
-        times = [round(i / fps, 3) if milliseconds else i / fps for i in range(90)]
-        assert [i for i, time in enumerate(times) if sampler.take(time)] == list(range(0, 90, stride))
-
-
-def test_a_camera_that_jitters_keeps_its_stride() -> None:
-    jitter = np.random.default_rng(0).uniform(-0.0045, 0.0045, 300)
-    sampler = Sampler(10)
-    assert [i for i in range(300) if sampler.take(i / 30 + jitter[i])] == list(range(0, 300, 3))
-
-
-@pytest.mark.parametrize(("rate", "gap"), [(10, 1.0), (2, 2.0)])
-def test_a_gap_is_more_than_a_second_and_four_steps(rate: float, gap: float) -> None:
-    sampler = Sampler(rate)
-    assert not sampler.breaks(100.0)
-    sampler.take(100.0)
-    assert not sampler.breaks(100.0 + gap)
-    assert sampler.breaks(100.0 + gap + 0.001)
-    assert not sampler.breaks(100.0)
-    assert sampler.breaks(99.999)
 
 
 @settings(max_examples=30, deadline=None)
@@ -115,6 +58,27 @@ def test_a_cut_ends_the_event_before_it_and_starts_afresh(tiny_engine: Any) -> N
     assert scores(results[9:]) == scores(fresh)
     assert results[8].active is not None
     assert [event.end for event in results[9].events if event.end is not None] == [pytest.approx(0.8)]
+
+
+def test_a_cut_right_after_a_break_is_noticed(tiny_engine: Any) -> None:
+    first, second = noise(4, 1), [frame[:, ::-1].copy() for frame in noise(4, 2)]
+    recognizer = Recognizer(tiny_engine.path)
+    play(recognizer, noise(3, 0))
+    play(recognizer, first[:1], 9.0)
+    assert scores(play(recognizer, second, 9.1)) == scores(play(Recognizer(tiny_engine.path), second))
+
+
+def test_a_restart_waits_for_a_frame_that_is_looked_at(tiny_engine: Any) -> None:
+    recognizer = Recognizer(tiny_engine.path)
+    play(recognizer, noise(3, 0))
+    assert not recognizer.wants(0.25)
+    # Whoever read this frame had asked before.
+    recognizer.restart()
+    assert recognizer.prepare(None, 0.25, recognizer.input, arrived=0.0) is None
+    assert recognizer.wants(0.26)
+    after = noise(4, 1)
+    results = play(recognizer, after, 0.26)
+    assert results[0].frame == 0 and scores(results) == scores(play(Recognizer(tiny_engine.path), after))
 
 
 def test_without_a_break_the_state_is_kept(tiny_engine: Any) -> None:
@@ -270,6 +234,80 @@ def test_what_is_no_frame_is_refused(tiny_engine: Any) -> None:
         recognizer.update(good, float("nan"))
     with pytest.raises(UserError, match=r"60,0,10,10 .* does not lie inside the frame of 64x48"):
         Recognizer(tiny_engine.path, roi=(60, 0, 10, 10)).update(good, 0.0)
+
+
+@pytest.mark.parametrize(("fps", "stride"), [(30.0, 3), (25.0, 3), (20.0, 2), (7.0, 1)])
+def test_on_every_frame_the_probabilities_are_the_mean_of_recognizers_fed_in_turn(
+    tiny_engine: Any, fps: float, stride: int
+) -> None:
+    frames = noise(12, 4) + plain("blue", 9) + noise(12, 5)
+    whole = Recognizer(tiny_engine.path, every_frame=fps)
+    # Given their frames at the model's rate, each of them makes a step of every one.
+    several = [Recognizer(tiny_engine.path) for _ in range(stride)]
+    assert whole.engine.stride == stride
+    results = play(whole, frames, fps=fps)
+    assert [result.frame for result in results] == list(range(len(frames)))
+    for first in range(0, len(frames) // stride * stride, stride):
+        turn = [play(several[i], [frames[first + i]], first / stride / 10)[0] for i in range(stride)]
+        shares = [dict(zip(result.labels, result.scores, strict=True)) for result in turn]
+        result = results[first + stride - 1]
+        for label, score in zip(result.labels, result.scores, strict=True):
+            assert score == pytest.approx(np.mean([share[label] for share in shares]), abs=1e-9)
+        assert result.warming_up == turn[-1].warming_up
+
+
+def test_on_every_frame_an_event_takes_as_long_as_at_the_models_rate(tiny_engine: Any) -> None:
+    frames = plain("black", 30) + plain("green", 60) + plain("black", 30)
+    spans = []
+    for every_frame in (None, 30.0):
+        recognizer = Recognizer(tiny_engine.path, every_frame=every_frame)
+        results = play(recognizer, frames, fps=30)
+        assert len(results) == (120 if every_frame else 40)
+        spans.append([event for result in results for event in result.events if event.end is not None])
+    (seldom,), (often,) = spans
+    assert (often.start, often.end) == pytest.approx((seldom.start, seldom.end), abs=0.2)
+
+
+def test_on_every_frame_as_many_more_steps_in_a_row_start_an_event(make_engine: Any) -> None:
+    spec = DecisionSpec(smoothing=1, threshold=0.01, release=0.01, min_steps=4)
+    path = make_engine(decision=spec).path
+    for every_frame, frame in ((None, 9), (30.0, 11)):
+        results = play(Recognizer(path, every_frame=every_frame), plain("blue", 30), fps=30)
+        assert [event.frame for result in results for event in result.events] == [frame]
+
+
+@pytest.mark.parametrize("start", [5 / 30 + 1.01, 4 / 30 - 0.01])
+def test_on_every_frame_a_break_is_a_break_too(tiny_engine: Any, start: float) -> None:
+    used, fresh = (Recognizer(tiny_engine.path, every_frame=30.0) for _ in range(2))
+    play(used, noise(5, 1), fps=30)
+    after = noise(12, 2)
+    assert scores(play(used, after, start, 30)) == scores(play(fresh, after, start, 30))
+
+
+def test_a_wrong_stride_or_frame_rate_is_refused(tiny_engine: Any, tmp_path: Path) -> None:
+    every = Recognizer(Engine.open(tiny_engine.path, stride=3), every_frame=29.97)
+    with pytest.raises(
+        UserError, match=r"stride of 1, but every frame of 30 frames/s needs 3; open it with .*stride=3"
+    ):
+        Recognizer(Engine.open(tiny_engine.path), every_frame=30)
+    with pytest.raises(
+        UserError, match=r"stride of 3, but the model's own frame rate needs 1; open it with .*stride=1"
+    ):
+        Recognizer(Engine.open(tiny_engine.path, stride=3))
+    for rate in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="must be a positive number"):
+            Recognizer(tiny_engine.path, every_frame=rate)
+    path = write_video(tmp_path / "fast.mp4", counted(30), 60)
+    with pytest.raises(UserError, match=r"fast.mp4 has 60 frames/s, which needs a stride of 6, not that of 29.97"):
+        next(every.run(path))
+    assert len(list(every.run(write_video(tmp_path / "right.mp4", counted(30), 30)))) == 30
+
+
+def test_weights_are_opened_at_the_stride_that_every_frame_needs() -> None:
+    pytest.importorskip("torch")
+    weights = Path(__file__).parents[1] / "engines" / "actions_lite0.safetensors"
+    assert frame_rate_of(weights) == frame_rate_of()
+    assert Recognizer(weights, every_frame=2 * frame_rate_of()).engine.stride == 2
 
 
 def test_a_slot_that_does_not_exist_is_refused(tiny_engine: Any) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,8 @@ from clips import http_server, plain, read_all, write_video
 from display import Display, virtual_display
 
 from stsm_rt.manifest import manifest_path
-from stsm_rt.video.sources import open_source
+from stsm_rt.video.sources import RecordedSource, open_source
+from stsm_rt.webcam import main
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (320, 240)
@@ -130,6 +132,29 @@ def test_options_reach_the_recognizer(tiny_engine: Any, clip: Path, tmp_path: Pa
     assert " red starts" in webcam(tmp_path, *usual, "--source", "corner.mp4", "--roi", "150,100,150,100")[1]
 
 
+def test_every_frame_is_decided_on_if_asked_for(tiny_engine: Any, clip: Path, tmp_path: Path) -> None:
+    usual = ("--engine", tiny_engine.path, "--source", clip, "--events", "a.jsonl")
+    code, out, err = webcam(tmp_path, *usual, "--every-frame")
+    assert (code, err) == (0, "") and "120 frames, 120 steps, 1 event in" in out
+    found = records(tmp_path / "a.jsonl")
+    assert [line["frame"] for line in found if line["kind"] == "result"] == list(range(120))
+    started, ended = (line for line in found if line["kind"] == "event")
+    webcam(tmp_path, *usual)
+    seldom = [line for line in records(tmp_path / "a.jsonl") if line["kind"] == "event"]
+    # The same spans of time, seen more often.
+    assert (started["time"], ended["time"]) == pytest.approx([line["time"] for line in seldom], abs=0.2)
+
+
+def test_every_frame_of_a_source_without_a_frame_rate_is_refused(
+    tiny_engine: Any, clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(RecordedSource, "frame_rate", property(lambda _: None, lambda *_: None), raising=False)
+    arguments = ["--engine", str(tiny_engine.path), "--source", str(clip), "--headless"]
+    assert main([*arguments, "--every-frame"]) == 2
+    assert f"--every-frame needs the frame rate of {clip}, which declares none; leave it out" in capsys.readouterr().err
+    assert main(arguments) == 0
+
+
 def test_a_folder_of_images_is_a_source(tiny_engine: Any, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for index, frame in enumerate(plain("blue", 30, SIZE)):
@@ -180,6 +205,7 @@ def test_a_camera_on_the_network_is_watched_and_its_password_kept(tiny_engine: A
         )
         assert (code, err) == (0, "")
         assert " red starts" in out and "frames dropped" in out and "watching http://***@127.0.0.1" in out
+        assert re.search(r"from a frame's arrival to its result: median \d+\.\d ms, p95 \d+\.\d ms", out)
         written = (tmp_path / "a.jsonl").read_text() + (tmp_path / "a.mp4").read_bytes().decode("latin-1")
         assert "hush" not in out + written
         with open_source(tmp_path / "a.mp4") as source:
@@ -295,6 +321,7 @@ def test_help_names_every_option(tmp_path: Path) -> None:
         "events",
         "topk",
         "threshold",
+        "every-frame",
         "max-frames",
     ):
         assert f"--{option}" in out

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import abc
+import functools
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,17 +16,23 @@ import numpy.typing as npt
 from stsm_rt.errors import UserError
 from stsm_rt.manifest import Manifest
 
+if TYPE_CHECKING:
+    from stsm_rt.model import ModelSpec
+    from stsm_rt.networks import StreamingNetwork
+
 _EMBEDDED = "actions_lite0_fp32.onnx"
 
 
 class Engine(abc.ABC):
     """A network in step form whose state stays inside.
 
-    A slot is one stream with a state of its own. An engine must not be stepped from two threads at once.
+    A slot is one stream with a state of its own. An engine must not be stepped or reset from two threads at once: those
+    that share one hold ``turn`` meanwhile, and until they have looked at the logits.
 
     Attributes:
         manifest: What the engine is and expects.
         slots: Number of streams that the engine serves, numbered from 0.
+        stride: Steps for each delay of 1: a state that is to be read d frames later is read ``d * stride`` steps later.
         frames: The bound input, uint8 (batch, input_height, input_width, 3), BGR. Fill it and pass this very
             array to ``step``, and no copy is made.
 
@@ -35,10 +44,13 @@ class Engine(abc.ABC):
 
     manifest: Manifest
     slots: int
+    stride: int = 1
     frames: npt.NDArray[np.uint8]
 
     @staticmethod
-    def open(path: str | os.PathLike[str] | None = None, *, slots: int = 1, threads: int | None = None) -> Engine:
+    def open(
+        path: str | os.PathLike[str] | None = None, *, slots: int = 1, threads: int | None = None, stride: int = 1
+    ) -> Engine:
         """Open an engine file with the runtime that its manifest names.
 
         Args:
@@ -47,17 +59,20 @@ class Engine(abc.ABC):
             slots: Number of streams to serve.
             threads: Threads of the processor that one step may use; None means one for each physical core of this
                 process. An engine on a GPU has no use for them.
+            stride: Steps for each delay of 1. With k, an engine that is given every frame of a source k times as fast
+                as the model gives the logits that k engines would give that are fed in turn. It takes k times the
+                memory for states.
 
         Returns:
             The engine, with every slot's state at zero.
 
         Raises:
             UserError: If the file or its manifest is absent, damaged or does not match the other, its runtime is not
-                installed, or a number is not positive.
+                installed, a number is not positive, or a batch above 1 is to have a stride above 1.
         """
         path = embedded_engine() if path is None else Path(path)
         if path.suffix == ".safetensors":
-            return _open_weights(path, slots)
+            return _open_weights(path, slots, stride)
         runtime = Manifest.load(path).runtime
         if runtime == "onnx":
             raise UserError(
@@ -67,14 +82,19 @@ class Engine(abc.ABC):
         if runtime == "openvino":
             from stsm_rt.engine.openvino import OpenVINOEngine
 
-            return OpenVINOEngine(path, slots=slots, threads=threads)
+            return OpenVINOEngine(path, slots=slots, threads=threads, stride=stride)
         if runtime == "onnxruntime":
             from stsm_rt.engine.onnxruntime import OnnxRuntimeEngine
 
-            return OnnxRuntimeEngine(path, slots=slots, threads=threads)
+            return OnnxRuntimeEngine(path, slots=slots, threads=threads, stride=stride)
         from stsm_rt.engine.tensorrt import TensorRTEngine
 
-        return TensorRTEngine(path, slots=slots)
+        return TensorRTEngine(path, slots=slots, stride=stride)
+
+    @functools.cached_property
+    def turn(self) -> threading.Lock:
+        """The lock of those who share the engine."""
+        return threading.Lock()
 
     @abc.abstractmethod
     def step(self, frames: npt.NDArray[np.uint8], slots: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
@@ -133,18 +153,39 @@ class Engine(abc.ABC):
             )
 
 
-def _open_weights(path: Path, slots: int) -> Engine:
-    try:
-        import torch
+def _open_weights(path: Path, slots: int, stride: int) -> Engine:
+    network, spec = _load_weights(path)
+    import torch
 
-        from stsm_rt.engine.torch import TorchEngine
+    from stsm_rt.engine.torch import TorchEngine
+
+    device: Literal["cuda", "cpu"] = "cuda" if torch.cuda.is_available() else "cpu"
+    return TorchEngine(network, spec, slots=slots, stride=stride, device=device)
+
+
+def _load_weights(path: Path) -> tuple[StreamingNetwork, ModelSpec]:
+    try:
         from stsm_rt.model import load_model
     except ModuleNotFoundError as error:
         raise UserError(
             f"weights are run by PyTorch, but {error.name} is not installed; run: pip install 'stsm-rt[train]'"
         ) from error
-    network, spec = load_model(path)
-    return TorchEngine(network, spec, slots=slots, device="cuda" if torch.cuda.is_available() else "cpu")
+    return load_model(path)
+
+
+def frame_rate_of(path: str | os.PathLike[str] | None = None) -> float:
+    """Return the model steps per second of source time that an engine file expects, without opening it.
+
+    Args:
+        path: As ``Engine.open`` takes it.
+
+    Raises:
+        UserError: As ``Engine.open`` does where the file or its manifest is not right.
+    """
+    path = embedded_engine() if path is None else Path(path)
+    if path.suffix == ".safetensors":
+        return _load_weights(path)[1].frame_rate
+    return Manifest.load(path).frame_rate
 
 
 def shipped_folder(name: str) -> Path | None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stsm_rt.engine.base import Engine
-from stsm_rt.engine.rings import Tensor, check_delays, check_slots, step_tensors
+from stsm_rt.engine.rings import Tensor, check_delays, check_slots, ring_length, step_tensors
 from stsm_rt.errors import UserError
 from stsm_rt.manifest import Manifest
 
@@ -29,7 +29,8 @@ class BoundEngine(Engine, Generic[_RingsT]):
     A graph of batch 1 serves any number of slots, each with rings of its own. A graph of batch N serves up to N slots
     by one set of rings, slot i in row i; its input ``active`` says which rows make the step.
 
-    A subclass sets ``manifest``, ``slots`` and ``_rings``, calls ``_make_arrays``, and says how to step and to clear.
+    A subclass sets ``manifest``, ``slots``, ``stride`` and ``_rings``, calls ``_make_arrays``, and says how to step and
+    to clear.
     """
 
     _rings: list[_RingsT]
@@ -104,26 +105,30 @@ class HostEngine(BoundEngine[HostRings]):
         path: The engine file, with its manifest beside it.
         slots: Number of streams to serve.
         threads: Threads that one step may use; None means one for each physical core of this process.
+        stride: Steps for each delay of 1.
 
     Raises:
         UserError: If the file or its manifest is absent, damaged or does not match the other, or a number is
             out of range.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, slots: int = 1, threads: int | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, slots: int = 1, threads: int | None = None, stride: int = 1
+    ) -> None:
         self.manifest = manifest = Manifest.load(path)
         check_slots(manifest, slots)
         if threads is not None and threads < 1:
             raise UserError(f"the number of threads must be at least 1, not {threads}")
-        check_delays(manifest, Path(path), "export")
+        check_delays(manifest, Path(path), "export", stride)
         self._open(Path(path), physical_cores() if threads is None else threads)
 
         self.slots = slots
+        self.stride = stride
         self._make_arrays(np.zeros)
         self._rings = []
         for _ in range(slots if manifest.batch == 1 else 1):
             buffers: Buffers = {
-                state.name: [np.zeros(state.shape, state.dtype) for _ in range(state.delay + 1)]
+                state.name: [np.full(state.shape, state.zero, state.dtype) for _ in range(ring_length(state, stride))]
                 for state in manifest.states
             }
             self._rings.append(HostRings(buffers, self._bind(buffers)))
@@ -141,9 +146,9 @@ class HostEngine(BoundEngine[HostRings]):
         rings.phase = (rings.phase + 1) % len(rings.steps)
 
     def _clear(self, rings: HostRings, row: int) -> None:
-        for ring in rings.buffers.values():
-            for buffer in ring:
-                buffer[row] = 0
+        for state in self.manifest.states:
+            for buffer in rings.buffers[state.name]:
+                buffer[row] = state.zero
 
 
 def physical_cores() -> int:

@@ -37,6 +37,7 @@ class OnnxRuntimeEngine(HostEngine):
         path: The ONNX file, with its manifest beside it.
         slots: Number of streams to serve.
         threads: Threads that one step may use; None means one for each physical core of this process.
+        stride: Steps for each delay of 1.
         fused: Whether ONNX Runtime may rewrite the graph. Without, it computes every node as it stands: slowly, and
             what the graph means, to compare with.
 
@@ -46,11 +47,17 @@ class OnnxRuntimeEngine(HostEngine):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, slots: int = 1, threads: int | None = None, fused: bool = True
+        self,
+        path: str | os.PathLike[str],
+        *,
+        slots: int = 1,
+        threads: int | None = None,
+        stride: int = 1,
+        fused: bool = True,
     ) -> None:
         self._fused = fused
         self._values: list[Any] = []
-        super().__init__(path, slots=slots, threads=threads)
+        super().__init__(path, slots=slots, threads=threads, stride=stride)
 
     def _open(self, path: Path, threads: int) -> None:
         self._session = session = _open_session(path, threads, self._fused)

@@ -29,6 +29,7 @@ class OpenVINOEngine(HostEngine):
         path: The ONNX file, with its manifest beside it.
         slots: Number of streams to serve.
         threads: Threads that one step may use; None means one for each physical core of this process.
+        stride: Steps for each delay of 1.
 
     Raises:
         UserError: If OpenVINO is not installed, the file or its manifest is absent, damaged or does not match the

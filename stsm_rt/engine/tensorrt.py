@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from stsm_rt.engine.cuda import Gpu
 from stsm_rt.engine.host import BoundEngine
-from stsm_rt.engine.rings import check_delays, check_slots, phases, step_tensors
+from stsm_rt.engine.rings import check_delays, check_slots, phases, ring_length, step_tensors
 from stsm_rt.errors import UserError
 from stsm_rt.manifest import Manifest, StateSpec
 from stsm_rt.tensorrt_library import error_log, first_reason, load_tensorrt, one_line
@@ -42,10 +42,11 @@ class TensorRTEngine(BoundEngine["_Rings"]):
     Args:
         path: The plan, with its manifest beside it.
         slots: Number of streams to serve.
+        stride: Steps for each delay of 1.
 
     Attributes:
         cuda_graphs: Whether steps are CUDA graphs. They are not where TensorRT cannot capture them, where they do not
-            repeat what plain execution gives, or where slots and delays would need more than 128 of them.
+            repeat what plain execution gives, or where slots, delays and stride would need more than 128 of them.
 
     Raises:
         UserError: If the file or its manifest is absent, damaged or does not match the other; if TensorRT,
@@ -59,11 +60,11 @@ class TensorRTEngine(BoundEngine["_Rings"]):
     _plan: Any = None
     _context: Any = None
 
-    def __init__(self, path: str | os.PathLike[str], *, slots: int = 1) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, slots: int = 1, stride: int = 1) -> None:
         self.manifest = manifest = Manifest.load(path)
         self._path = Path(path)
         check_slots(manifest, slots)
-        check_delays(manifest, self._path, "build")
+        check_delays(manifest, self._path, "build", stride)
         self._library = library = load_tensorrt(manifest.runtime)
         if manifest.runtime_version != library.version:
             raise UserError(
@@ -78,6 +79,7 @@ class TensorRTEngine(BoundEngine["_Rings"]):
                     f"{_build_again(manifest)}"
                 )
             self.slots = slots
+            self.stride = stride
             self._open_plan()
             self._allocate(gpu)
             self._prepare(gpu)
@@ -131,7 +133,9 @@ class TensorRTEngine(BoundEngine["_Rings"]):
         self._device_logits = gpu.allocate(self._bound_logits.nbytes)
         shared = {name: address for name, (address, _) in zip(self._inputs, self._uploads, strict=True)}
         shared["logits"] = self._device_logits
-        self._rings = [_Rings(gpu, manifest.states, shared) for _ in range(self.slots if manifest.batch == 1 else 1)]
+        self._rings = [
+            _Rings(gpu, manifest.states, self.stride, shared) for _ in range(self.slots if manifest.batch == 1 else 1)
+        ]
 
     def _prepare(self, gpu: Gpu) -> None:
         """Capture the graphs, keep them if they repeat plain execution, and leave all states at zero.
@@ -221,10 +225,10 @@ class TensorRTEngine(BoundEngine["_Rings"]):
 class _Rings:
     """The state buffers of one stream (or of all rows of a batch), and all addresses of a step for each phase."""
 
-    def __init__(self, gpu: Gpu, states: Sequence[StateSpec], shared: dict[str, int]) -> None:
+    def __init__(self, gpu: Gpu, states: Sequence[StateSpec], stride: int, shared: dict[str, int]) -> None:
         self.row_sizes = [math.prod(state.shape[1:]) * np.dtype(state.dtype).itemsize for state in states]
         self.buffers = {
-            state.name: [gpu.allocate(state.shape[0] * size) for _ in range(state.delay + 1)]
+            state.name: [gpu.allocate(state.shape[0] * size) for _ in range(ring_length(state, stride))]
             for state, size in zip(states, self.row_sizes, strict=True)
         }
         self.phases = [shared | read | written for read, written in phases(self.buffers)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stsm_rt.engine.base import Engine
-from stsm_rt.engine.rings import phases
+from stsm_rt.engine.rings import check_stride, phases, ring_length
 from stsm_rt.errors import UserError
 from stsm_rt.manifest import FORMAT_VERSION, Manifest, StateSpec
 from stsm_rt.model import ModelSpec
@@ -43,7 +43,8 @@ class TorchManifest(Manifest):
 class TorchEngine(Engine):
     """A `StreamingNetwork` in step form, run by PyTorch with its states kept on the device.
 
-    Every slot has buffers of its own: for a state with delay d a ring of d + 1, which change roles from step to step.
+    Every slot has buffers of its own: for a state with delay d at a stride of k a ring of k * d + 1, which change roles
+    from step to step.
     On a GPU a step is one upload of the uint8 frame, one CUDA graph (captured here for every slot and phase of the
     rings) and one download of the logits into pinned memory; it allocates nothing. On the CPU the network runs eagerly.
 
@@ -51,6 +52,7 @@ class TorchEngine(Engine):
         network: Causal; it is copied, not changed.
         spec: The record of its weights, or the manifest of another engine made of them.
         slots: Number of streams to serve.
+        stride: Steps for each delay of 1.
         device: ``"cuda"``, the current GPU, or ``"cpu"``.
         precision: Of weights, activations and states. On a GPU ``"fp32"`` is computed without TF32.
 
@@ -58,8 +60,8 @@ class TorchEngine(Engine):
         network: The engine's own copy, on its device and in its precision.
 
     Raises:
-        UserError: If the shift looks ahead, there is no GPU, or the batch, the number of slots, the device or the
-            precision cannot be served.
+        UserError: If the shift looks ahead, there is no GPU, or the batch, the number of slots, the stride, the device
+            or the precision cannot be served.
     """
 
     def __init__(
@@ -68,11 +70,13 @@ class TorchEngine(Engine):
         spec: ModelSpec | Manifest,
         *,
         slots: int = 1,
+        stride: int = 1,
         device: Literal["cuda", "cpu"] = "cuda",
         precision: Precision = "fp32",
     ) -> None:
         if slots < 1:
             raise UserError(f"the number of slots must be at least 1, not {slots}")
+        check_stride(stride)
         if precision not in _DTYPES:
             raise UserError(f"the precision must be {' or '.join(_DTYPES)}, not {precision!r}")
         if device not in ("cuda", "cpu"):
@@ -91,6 +95,7 @@ class TorchEngine(Engine):
         states = self.network.state_specs(height, width)
         self.manifest = _manifest(network, spec, states, device, precision)
         self.slots = slots
+        self.stride = stride
 
         classes = len(self.manifest.labels)
         # The host's side is pinned, so that the GPU reads and writes it without a copy in between.
@@ -102,7 +107,7 @@ class TorchEngine(Engine):
         self.frames = self._uploaded.numpy()
         self._logits = self._downloaded.numpy()
 
-        self._rings = [_Rings(states, device) for _ in range(slots)]
+        self._rings = [_Rings(states, stride, device) for _ in range(slots)]
         self._stream = torch.cuda.Stream() if cuda else None
         self._steps = [self._replays(rings) if cuda else self._eager_steps(rings) for rings in self._rings]
         self.reset()
@@ -173,8 +178,10 @@ class TorchEngine(Engine):
 class _Rings:
     """The state buffers of one slot, and those that a step reads and writes in each phase."""
 
-    def __init__(self, states: Sequence[StateSpec], device: str) -> None:
-        self._buffers = {state.name: [_zeros(state, device) for _ in range(state.delay + 1)] for state in states}
+    def __init__(self, states: Sequence[StateSpec], stride: int, device: str) -> None:
+        self._buffers = {
+            state.name: [_zeros(state, device) for _ in range(ring_length(state, stride))] for state in states
+        }
         self.phases = [(list(read.values()), list(written.values())) for read, written in phases(self._buffers)]
         self.phase = 0
 

@@ -21,8 +21,7 @@ class CutDetector:
 
     def __init__(self) -> None:
         """Prepare the buffers."""
-        self._small = np.empty((self._SIZE[1], self._SIZE[0], 3), np.uint8)
-        self._grey = np.empty((self._SIZE[1], self._SIZE[0]), np.uint8)
+        self._small = np.empty((self._SIZE[1], self._SIZE[0]), np.uint8)
         self._now, self._before = (np.empty(self._SIZE[0] * self._SIZE[1], np.float32) for _ in range(2))
         self.reset()
 
@@ -40,9 +39,10 @@ class CutDetector:
         Returns:
             Whether there is a cut between the two; False for the first.
         """
-        cv2.resize(picture, self._SIZE, dst=self._small, interpolation=cv2.INTER_AREA)
-        cv2.cvtColor(self._small, cv2.COLOR_BGR2GRAY, dst=self._grey)
-        self._now[:] = self._grey.ravel()
+        # Grey first: averaging takes a third of the time then.
+        grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+        cv2.resize(grey, self._SIZE, dst=self._small, interpolation=cv2.INTER_AREA)
+        self._now[:] = self._small.ravel()
         self._now -= self._now.mean()
         contrast = float(np.sqrt(self._now @ self._now / self._now.size))
         correlation = float(self._now @ self._before) / self._now.size / max(contrast * self._contrast_before, 1e-9)

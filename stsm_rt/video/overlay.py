@@ -79,7 +79,7 @@ class Overlay:
     """Draws results on frames; everything scales with the frame's size.
 
     Only the panel, the border and the banner are touched. Give it every result, in order, since it keeps the
-    last event for the flash.
+    last event for the flash: those without a frame to ``follow``.
     """
 
     def __init__(self, *, roi: tuple[int, int, int, int] | None = None) -> None:
@@ -93,6 +93,13 @@ class Overlay:
         self._event: Event | None = None
         self._size = (0, 0)
         self._layout = _Layout.for_size(1, 1)
+        self._footer: Frame | None = None  # what lies under the last one's text
+        self._speed = ""
+
+    def follow(self, result: Result) -> None:
+        """Take note of a result that is not drawn."""
+        for event in result.events:
+            self._event = event if event.end is None else None
 
     def draw(self, image: Frame, result: Result, *, time: float, fps: float, note: str = "") -> None:
         """Draw on a frame in place, so not before the network has seen it.
@@ -106,24 +113,34 @@ class Overlay:
             fps: Frames per second to show.
             note: A word or two beside the speed, for example ``"paused"``.
         """
+        self.follow(result)
+        self._footer = None
         height, width = image.shape[:2]
         if min(width, height) < _SMALLEST:
             return
         if (width, height) != self._size:
             self._size, self._layout = (width, height), _Layout.for_size(width, height)
-        for event in result.events:
-            self._event = event if event.end is None else None
         if self._roi is not None:
             self._draw_corners(image, Rectangle(*self._roi))
         self._draw_panel(image, result, time, fps, note or ("warming up" if result.warming_up else ""))
         if self._event is not None and 0 <= time - self._event.start < _FLASH:
             self._draw_flash(image, self._event.label, 1 - (time - self._event.start) / _FLASH)
 
+    def change_note(self, image: Frame, note: str) -> None:
+        """Write another note on the frame that was drawn last, for example when it is paused."""
+        if self._footer is not None:
+            x, y, width, height = self._layout.panel
+            panel = image[y : y + height, x : x + width]
+            panel[-len(self._footer) :] = self._footer
+            self._draw_footer(panel, note)
+
     def _draw_panel(self, image: Frame, result: Result, time: float, fps: float, note: str) -> None:
         layout = self._layout
         x, y, width, height = layout.panel
         panel = image[y : y + height, x : x + width]
         _darken(panel, layout.radius)
+        self._footer = panel[-layout.padding - round(1.3 * layout.small.size) :].copy()
+        self._speed = f"{fps:.0f} fps   {1000 * result.latency:.1f} ms"
         inner = width - 2 * layout.padding
         top = layout.padding
         if layout.title_height:
@@ -144,7 +161,7 @@ class Overlay:
             layout.row.draw(panel, name, left, baseline, colour)
             layout.row.draw(panel, percent, right, baseline, colour)
             top += layout.row_height + layout.row_gap
-        self._draw_footer(panel, f"{fps:.0f} fps   {1000 * result.latency:.1f} ms", note, inner)
+        self._draw_footer(panel, note)
 
     def _draw_title(self, panel: Frame, result: Result, time: float, top: int, inner: int) -> None:
         layout = self._layout
@@ -164,12 +181,13 @@ class Overlay:
         name = layout.title.shorten(_words(result.active), right - left - layout.row_gap)
         layout.title.draw(panel, name, left, baseline, _WHITE)
 
-    def _draw_footer(self, panel: Frame, speed: str, note: str, inner: int) -> None:
+    def _draw_footer(self, panel: Frame, note: str) -> None:
         layout, font = self._layout, self._layout.small
         baseline = panel.shape[0] - layout.padding
+        inner = layout.panel.width - 2 * layout.padding
         free = inner - font.width(note) if note else inner
-        if font.width(speed) + font.size <= free or not note:
-            font.draw(panel, speed, layout.padding, baseline, _MUTED)
+        if font.width(self._speed) + font.size <= free or not note:
+            font.draw(panel, self._speed, layout.padding, baseline, _MUTED)
         font.draw(panel, note, layout.padding + free, baseline, _ACCENT)
 
     def _draw_flash(self, image: Frame, label: str, strength: float) -> None:

@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +22,9 @@ from stsm_rt.errors import UserError
 
 Frame = npt.NDArray[np.uint8]
 
+# It says a line when its window is open, and leaves it open until its input ends.
+_TRIAL = "import cv2, sys; cv2.namedWindow('stsm-rt'); cv2.waitKey(1); print(flush=True); sys.stdin.read()"
+_TRIAL_SECONDS = 20.0
 _KEYS = {ord("q"): "q", 27: "q", ord("r"): "r", ord(" "): " ", ord("s"): "s"}
 
 
@@ -233,20 +238,33 @@ class Window:
         return _KEYS.get(key & 0xFF) if key >= 0 else None
 
 
-def why_headless() -> str | None:
-    """Say why no window can be opened, or return None where one can.
+@contextmanager
+def trial_window() -> Iterator[str | None]:
+    """Find out whether a window can be opened; open yours in the block.
 
     Without a display, OpenCV does not raise but aborts the process. A display that is named may still not
-    answer, and some builds of OpenCV have no windows, so a process of its own tries it.
+    answer, and some builds of OpenCV have no windows, so a process of its own tries it. It keeps its window until the
+    block ends, because a bare X server starts anew when its last client leaves.
+
+    Yields:
+        Why no window can be opened, or None where one can.
     """
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        return "there is no display (neither DISPLAY nor WAYLAND_DISPLAY is set)"
-    attempt = "import cv2; cv2.namedWindow('stsm-rt'); cv2.waitKey(1)"
-    try:
-        code = subprocess.run([sys.executable, "-c", attempt], capture_output=True, timeout=20).returncode
-    except (OSError, subprocess.TimeoutExpired):
-        code = 1
-    return "the display does not answer, or this OpenCV has no windows" if code else None
+        yield "there is no display (neither DISPLAY nor WAYLAND_DISPLAY is set)"
+        return
+    with subprocess.Popen(
+        [sys.executable, "-c", _TRIAL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        timer = threading.Timer(_TRIAL_SECONDS, process.kill)
+        timer.start()
+        try:
+            opened = process.stdout.readline()
+            timer.cancel()
+            yield None if opened else "the display does not answer, or this OpenCV has no windows"
+        finally:
+            timer.cancel()
+            process.kill()
 
 
 def save_snapshot(image: Frame, folder: str | os.PathLike[str] = ".") -> Path:

@@ -101,6 +101,28 @@ def test_steps_equal_the_definition_with_every_delay(make_engine: Any, capture: 
     assert np.allclose(logits_of(engine, frames), expected, rtol=0, atol=1e-5 * abs(expected).max())
 
 
+@pytest.mark.parametrize(("delays", "stride"), [((1, 1, 1), 3), ((1, 1, 2), 2), ((2, 1, 1), 3)], ids=str)
+def test_an_engine_with_a_stride_equals_as_many_engines_fed_in_turn(
+    make_engine: Any, capture: Capture, delays: Any, stride: int
+) -> None:
+    tiny = make_engine(delays=delays, **PLAN)
+    frames = tiny.frames(20)
+    engine = TensorRTEngine(tiny.path, stride=stride)
+    several = [TensorRTEngine(tiny.path) for _ in range(stride)]
+    for t, frame in enumerate(frames):
+        if t == 7:
+            for each in (engine, *several):
+                each.reset()
+        assert np.array_equal(engine.step(frame[None]), several[t % stride].step(frame[None]))
+
+    assert engine.stride == stride
+    assert engine.cuda_graphs is (capture is Capture.WORKS)
+
+
+def test_a_batch_has_no_stride(make_engine: Any, library: TensorRT) -> None:
+    assert "build it with batch 1" in refusal(make_engine(batch=2, delays=(1, 1, 1), **PLAN), stride=2)
+
+
 def test_tensorrt_rtx_runs_its_own_plans(make_engine: Any, cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", TensorRT(cuda, "1.7.1.116", rtx=True))
     tiny = make_engine(runtime="tensorrt-rtx", runtime_version="1.7.1.116", device="sm_80+")

@@ -44,7 +44,7 @@ def test_crops_that_can_be_checked_by_hand() -> None:
     assert crop_rectangle((214, 160), (10, 20, 100, 50), (1, 1)) == (35, 20, 50, 50)
 
 
-@pytest.mark.parametrize("size", [(640, 480), (641, 479), (100, 400), (40, 30), (7, 5), (1, 1)])
+@pytest.mark.parametrize("size", [(127, 96), (640, 95), (100, 400), (40, 30), (7, 5), (1, 1)])
 def test_fit_resizes_the_crop_into_the_given_memory(size: tuple[int, int]) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     batch = np.zeros((3, 48, 64, 3), np.uint8)
@@ -71,6 +71,22 @@ def test_shrinking_averages_areas() -> None:
     out = np.zeros((48, 64, 3), np.uint8)
     fit(stripes, None, out)
     assert (out == 100).all()
+
+
+@pytest.mark.parametrize("size", [(128, 96), (640, 480), (641, 479), (1283, 1001), (2000, 1500), (150, 3000)])
+def test_a_large_picture_is_averaged_by_halves(size: tuple[int, int]) -> None:
+    coarse = np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)
+    frame = cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC)
+    out = np.zeros((48, 64, 3), np.uint8)
+    fit(frame, None, out)
+    x, y, width, height = crop_rectangle(size, None, (64, 48))
+    crop = frame[y : y + height, x : x + width]
+    expected = cv2.resize(crop, (64, 48), interpolation=cv2.INTER_AREA).astype(int)
+    assert abs(out - expected).mean() < 2
+    # A pixel and its mirror image see the same: nothing is shifted to one side.
+    mirrored = np.zeros_like(out)
+    fit(np.ascontiguousarray(frame[::-1, ::-1]), None, mirrored)
+    assert abs(mirrored[::-1, ::-1].astype(int) - out).mean() < 1.5
 
 
 def test_a_view_that_is_not_contiguous_is_fine() -> None:

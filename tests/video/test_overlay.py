@@ -101,6 +101,21 @@ def test_the_region_is_marked_by_its_corners() -> None:
     assert not marked[60:180, 420:580].any()
 
 
+@pytest.mark.parametrize("size", [*SIZES, (119, 200)])
+def test_another_note_is_as_if_it_had_been_drawn_at_once(size: tuple[int, int]) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    overlay = Overlay()
+    image = drawn(picture, overlay, result(warming_up=True))
+    overlay.change_note(image, "paused")
+    assert np.array_equal(image, drawn(picture, Overlay(), result(), note="paused"))
+
+
+def test_an_event_of_a_result_without_a_frame_flashes_too() -> None:
+    picture, overlay = plain("black", 1, (640, 480))[0], Overlay()
+    overlay.follow(result(active="walk", events=(Event("walk", 1.0, None, 0.7, 30),)))
+    assert drawn(picture, overlay, result(active="walk"), time=1.1)[0].max() > 0
+
+
 def test_a_change_of_size_is_followed() -> None:
     overlay = Overlay()
     for size in SIZES:

@@ -15,7 +15,7 @@ from clips import counted, number_of, plain, read_all
 from display import virtual_display
 
 from stsm_rt.errors import UserError
-from stsm_rt.video.sinks import JsonLinesSink, VideoSink, Window, save_snapshot, why_headless
+from stsm_rt.video.sinks import JsonLinesSink, VideoSink, Window, save_snapshot, trial_window
 from stsm_rt.video.sources import open_source
 
 
@@ -161,12 +161,14 @@ def test_snapshots_overwrite_nothing(tmp_path: Path) -> None:
 def test_without_a_display_there_is_no_window(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    assert "neither DISPLAY nor WAYLAND_DISPLAY" in (why_headless() or "")
+    with trial_window() as reason:
+        assert "neither DISPLAY nor WAYLAND_DISPLAY" in (reason or "")
 
 
 def test_a_display_that_does_not_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISPLAY", ":9753")
-    assert "does not answer" in (why_headless() or "")
+    with trial_window() as reason:
+        assert "does not answer" in (reason or "")
 
 
 def test_a_window_shows_the_picture(tmp_path: Path) -> None:
@@ -175,8 +177,10 @@ def test_a_window_shows_the_picture(tmp_path: Path) -> None:
         process = os.fork()
         if process == 0:
             os.environ["DISPLAY"] = display.name
-            good = why_headless() is None
-            with Window("test", (320, 240)) as window:
+            with trial_window() as reason:
+                good = reason is None
+                opened = Window("test", (320, 240))
+            with opened as window:
                 for _ in range(20):
                     good &= window.show(np.full((240, 320, 3), (10, 20, 200), np.uint8), 0.05) is None
                 shown = (display.screenshot() == (10, 20, 200)).all(axis=2).sum()

@@ -10,9 +10,12 @@ from time import monotonic, sleep
 import cv2
 import numpy as np
 import pytest
+from camera import camera
 from clips import counted, http_server, number_of, plain, read_all, write_video
 
 from stsm_rt.errors import UserError
+from stsm_rt.sampler import Sampler
+from stsm_rt.video.source import Reading
 from stsm_rt.video.sources import LiveSource, open_source
 
 
@@ -116,6 +119,65 @@ def test_credentials_are_used_but_never_shown(capfd: pytest.CaptureFixture[str])
                 open_source(wrong)
             assert "hush" not in str(error.value) and "***@" in str(error.value)
     assert "hush" not in "".join(capfd.readouterr())
+
+
+def test_pictures_that_are_not_wanted_are_left_out_and_the_times_stay(tmp_path: Path) -> None:
+    for index, frame in enumerate(counted(20)):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), frame)
+    for path in (write_video(tmp_path / "clip.mp4", counted(20)), tmp_path):
+        with open_source(path) as source:
+            _, times = read_all(source)
+        with open_source(path) as source:
+            readings = list(iter(lambda source=source: source.read(lambda time: round(time * 30) % 3 == 1), None))
+        assert [reading.time for reading in readings] == times
+        seen = [None if reading.frame is None else number_of(reading.frame) for reading in readings]
+        # A file's first frame has been decoded when it is opened.
+        assert seen[1:] == [index if index % 3 == 1 else None for index in range(1, 20)]
+        arrivals = [reading.arrived for reading in readings]
+        assert arrivals == sorted(arrivals)
+
+
+def test_a_live_picture_that_nobody_wants_is_not_made() -> None:
+    source, capture = camera(counted(90), 100)
+    sampler, seen = Sampler(10), []
+    with source:
+        while (reading := source.read(sampler.wants)) is not None:
+            if sampler.take(reading.time):
+                assert reading.frame is not None
+                seen.append(number_of(reading.frame))
+                # A frame is never earlier than the camera gives it.
+                assert reading.time >= seen[-1] / 100 - 1e-3
+    assert 4 <= len(seen) <= 11
+    assert len(seen) <= len(capture.converted) < capture.given
+
+
+def test_while_nobody_waits_pictures_are_made_for_whoever_comes() -> None:
+    source, capture = camera(counted(1000), 100)
+    with source:
+        next(source)
+        assert source.read(lambda _: False) is not None
+        made = len(capture.converted)
+        end = monotonic() + 20
+        while len(capture.converted) <= made:
+            assert monotonic() < end
+            sleep(0.005)
+
+
+def test_a_frame_that_was_left_out_for_another_is_not_given_to_who_wants_it() -> None:
+    source, _ = camera(counted(10), 20)
+    with source:
+        source._newest = Reading(None, 0.0, 0.0)
+        assert next(source)[0].shape == (48, 64, 3)
+
+
+def test_a_live_frame_arrives_when_it_is_captured_not_when_its_picture_is_made() -> None:
+    source, capture = camera(counted(6), 20, conversion=0.03)
+    with source:
+        readings = list(iter(source.read, None))
+    for reading in readings[1:]:
+        assert reading.frame is not None
+        assert reading.arrived <= capture.converted[number_of(reading.frame)]
+        assert reading.arrived - reading.time == pytest.approx(readings[0].arrived)
 
 
 @pytest.mark.parametrize("live", [True, False])
