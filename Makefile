@@ -37,7 +37,7 @@ lint: $(DEV_VENV)/.ready
 
 bench: $(VENV)/.ready
 	mkdir -p out
-	$(VENV)/bin/python -m stsm_rt.bench --engine $(ENGINE) --json out/bench.json
+	$(VENV)/bin/python -m stsm_rt.bench --engine $(ENGINE) --engine engines/actions_lite0_int8.onnx --json out/bench.json
 
 engines: $(DEV_VENV)/.ready
 	$(DEV_VENV)/bin/python -m stsm_rt.export --weights engines/actions_lite0.safetensors --out $(ENGINE) \

@@ -32,7 +32,7 @@ from stsm_rt.engine import Engine
 from stsm_rt.engine.host import physical_cores
 from stsm_rt.engine.torch import TorchEngine
 from stsm_rt.errors import UserError, report
-from stsm_rt.machine import Quiet, machine, machine_lines, versions
+from stsm_rt.machine import Quiet, machine, machine_lines, quiet_line, versions
 from stsm_rt.manifest import sha256_of
 from stsm_rt.networks import StreamingNetwork
 from stsm_rt.timing import Candidate, Run, Times, compare, engine_candidates, engine_run, time_in_turns
@@ -164,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for run in runs:
         print(f"{run.engine}: {1000 * run.median:.2f} ms, p95 {1000 * run.p95:.2f} ms")
     print("\n".join(comparison.line() for comparison in comparisons))
+    print(quiet_line(record["machine"]["quiet"]))
     record |= {"runs": list(map(asdict, runs)), "comparisons": list(map(asdict, comparisons))}
     options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return 0

@@ -23,7 +23,7 @@ from typing import Any
 from stsm_rt.bench_run import Group, time_group
 from stsm_rt.engine import Engine, embedded_engine
 from stsm_rt.errors import UserError, report
-from stsm_rt.machine import Quiet, machine, machine_lines, versions
+from stsm_rt.machine import Quiet, machine, machine_lines, quiet_line, versions
 from stsm_rt.manifest import Manifest
 from stsm_rt.timing import Comparison, Run, compare, time_engines
 
@@ -157,6 +157,7 @@ def _bench(options: argparse.Namespace) -> dict[str, Any]:
                 subject = group.contenders[group.subject].path
                 record["loop"] = _loop(subject, timed.runs[group.subject].median, options)
     record["machine"]["quiet"] = quiet.record()
+    print("\n" + quiet_line(record["machine"]["quiet"]))
     return record
 
 

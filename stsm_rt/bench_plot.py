@@ -47,7 +47,7 @@ def plot(comparisons: Sequence[Mapping[str, Any]], heading: str, out: Path) -> N
     axes.set_yticks(range(len(rows)), [title(comparison["a"], comparison["b"]) for comparison in rows], color=_INK)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.margins(x=0.06)
-    axes.set_xlabel("ratio of the times of a step, with the 95 % interval of the median", color=_SOFT)
+    axes.set_xlabel("ratio of times, with its 95 % interval", color=_SOFT)
     figure.suptitle(heading, fontsize=11, color=_INK, x=0.01, ha="left")
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)

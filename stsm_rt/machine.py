@@ -22,6 +22,7 @@ PRODUCT_SIZE = 2048
 PRODUCT_OPERATIONS = PRODUCT_SIZE**3  # multiply-adds
 _COPIED = 128 * 2**20  # bytes; several times what a cache holds
 COPY_BYTES = 2 * _COPIED  # read and written
+NOT_QUIET = 0.05  # share of the cores that other processes use
 _PACKAGES = ("numpy", "onnxruntime", "openvino", "opencv-python", "torch", "torchvision", "onnx")
 
 
@@ -52,6 +53,17 @@ def machine_lines(record: Mapping[str, Any]) -> list[str]:
         f"{of['processor']}, {of['cores']} cores, {of['threads']} threads for a step, {of['system']}",
         ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
     ]
+
+
+def quiet_line(shares: Mapping[str, float] | None) -> str:
+    """What `Quiet.record` gave, for people."""
+    if shares is None:
+        return "how quiet the machine was is not known"
+    warning = "; that is not quiet, measure again" if shares["others"] > NOT_QUIET else ""
+    return (
+        f"meanwhile other processes used {100 * shares['others']:.1f} % of the cores, and the hypervisor took "
+        f"{100 * shares['stolen']:.1f} % away{warning}"
+    )
 
 
 class Quiet:

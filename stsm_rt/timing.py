@@ -135,9 +135,11 @@ class Comparison:
 
 def title(a: str, b: str) -> str:
     """Say ``b / a``, but what both names begin with only once."""
+    if b == f"{a} again":
+        return f"{a} / itself"
     words = a.split(), b.split()
     shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*words, strict=False)))
-    return f"{b} / {a}" if shared == len(words[0]) else f"{b} / {' '.join(words[0][shared:])}"
+    return f"{b} / {' '.join(words[0][shared:]) or a}"
 
 
 def time_in_turns(
@@ -188,7 +190,7 @@ def engine_candidates(engines: Sequence[Engine]) -> list[Candidate]:
         engine.frames[:] = np.random.default_rng(0).integers(0, 256, engine.frames.shape, np.uint8)
     steps = [functools.partial(engine.step, engine.frames) for engine in engines]
     tried = [time_block(Candidate(step=step, warm_up=LEAST_STEPS, counted=LEAST_STEPS)) for step in steps]
-    slowest = max(float(np.median(block)) for block in tried)
+    slowest = max((float(np.median(block)) for block in tried), default=1.0)
     counted = min(max(round(BLOCK_SECONDS / slowest), LEAST_STEPS), MOST_STEPS)
     return [Candidate(step=step, warm_up=min(counted // 2 + 1, 4), counted=counted) for step in steps]
 

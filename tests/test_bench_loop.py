@@ -4,13 +4,12 @@ import mmap
 from pathlib import Path
 from time import perf_counter
 
-import cv2
 import numpy as np
 import pytest
-from clips import counted, number_of, plain, write_video
+from clips import plain, write_video
 
 from stsm_rt import bench_loop
-from stsm_rt.bench_loop import EndlessCapture, loop_lines, time_file, time_live, watch_memory
+from stsm_rt.bench_loop import loop_lines, time_file, time_live, watch_memory
 from stsm_rt.engine import Engine
 from stsm_rt.errors import UserError
 from stsm_rt.video.sources import RecordedSource
@@ -24,28 +23,6 @@ def video(tmp_path: Path) -> Path:
 @pytest.fixture
 def engine(tiny_engine) -> Engine:
     return Engine.open(tiny_engine.path)
-
-
-def test_a_file_is_played_again_and_again(tmp_path: Path):
-    capture = EndlessCapture(write_video(tmp_path / "clip.mp4", counted(5)), frames=12)
-
-    with RecordedSource(capture, "clip") as source:  # type: ignore[arg-type]
-        frames = list(source)
-
-    assert [number_of(frame) for frame, _ in frames] == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
-    assert np.all(np.diff([time for _, time in frames]) > 0)
-
-
-def test_a_camera_gives_its_frames_when_they_are_due(video: Path):
-    capture = EndlessCapture(video, frames=10, rate=50.0)
-
-    begin = perf_counter()
-    while capture.grab():
-        pass
-
-    assert perf_counter() - begin >= 9 / 50
-    assert capture.get(cv2.CAP_PROP_FPS) == 50.0
-    capture.release()
 
 
 def test_the_loop_is_compared_with_its_parts(engine: Engine, video: Path):

@@ -90,6 +90,14 @@ def written(tmp_path: Path):
     return write
 
 
+def test_a_machine_that_was_not_quiet_is_said_beside_the_verdict(written):
+    noisy = of_network(1.021, (1.015, 1.027))
+    noisy["machine"]["quiet"]["others"] = 0.4
+    row = written(onnxruntime_fp32_r50=noisy)["ONNX Runtime FP32, shifted / plain: ResNet-50"]
+
+    assert row[-1] == "yes; the machine was not quiet"
+
+
 @pytest.mark.parametrize(
     ("ratio", "interval", "verdict"),
     [

@@ -4,7 +4,7 @@ import importlib.util
 from time import process_time
 
 from stsm_rt import machine
-from stsm_rt.machine import Quiet, machine_lines, matrix_products, memory_copy
+from stsm_rt.machine import Quiet, machine_lines, matrix_products, memory_copy, quiet_line
 from stsm_rt.timing import time_in_turns
 
 
@@ -51,6 +51,14 @@ def test_own_and_other_work_are_told_apart(monkeypatch):
 
     # Of 20 seconds of all cores 8 were busy, 6 of them with this process.
     assert Quiet().record() == {"others": 0.1, "stolen": 0.025}
+
+
+def test_a_machine_that_is_not_quiet_is_said():
+    assert quiet_line({"others": 0.012, "stolen": 0.034}) == (
+        "meanwhile other processes used 1.2 % of the cores, and the hypervisor took 3.4 % away"
+    )
+    assert "not quiet, measure again" in quiet_line({"others": 0.5, "stolen": 0.0})
+    assert "not known" in quiet_line(None)
 
 
 def test_a_system_that_does_not_tell_gives_none(monkeypatch):

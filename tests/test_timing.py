@@ -136,5 +136,7 @@ def test_a_single_pair_has_no_interval():
 
 def test_names_are_said_once_where_they_begin_alike():
     assert title("r50 fp32 plain", "r50 fp32 tsm") == "r50 fp32 tsm / plain"
-    assert title("tsm", "tsm again") == "tsm again / tsm"
+    assert title("r50 tsm", "r50 tsm again") == "r50 tsm / itself"
+    assert title("r50 tsm naive", "r50 tsm") == "r50 tsm / naive"
+    assert title("r50 tsm", "r50 tsm naive") == "r50 tsm naive / r50 tsm"
     assert title("a.onnx", "b.onnx") == "b.onnx / a.onnx"

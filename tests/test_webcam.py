@@ -378,6 +378,32 @@ def test_keys_pause_reset_take_snapshots_and_quit(tiny_engine: Any, tmp_path: Pa
     assert [line["end"] is None for line in ends] == [True, False] * (len(ends) // 2) and len(ends) >= 4
 
 
+def test_a_pause_holds_a_camera(tiny_engine: Any, tmp_path: Path) -> None:
+    (tmp_path / "screen").mkdir()
+    with (
+        virtual_display(tmp_path / "screen") as display,
+        http_server(frames=plain("blue", 600, SIZE), fps=30) as url,
+        running(
+            tmp_path, "--engine", tiny_engine.path, "--source", f"{url}/camera", "--events", "a.jsonl",
+            DISPLAY=display.name,
+        ) as process,
+    ):  # fmt: skip
+        lines = _Lines(process)
+        lines.wait_for("blue starts")
+        # A snapshot shows that the window has the keyboard.
+        _press_until(display, "s", lines, "snapshot")
+        display.press("space")
+        sleep(2.5)
+        display.press("space")
+        sleep(1.0)
+        display.press("q")
+        process.wait(20)
+    assert process.returncode == 0
+    times = [line["time"] for line in records(tmp_path / "a.jsonl") if line["kind"] == "result"]
+    # Nothing was looked at meanwhile.
+    assert max(np.diff(times)) > 2
+
+
 class _Lines:
     """The lines of a process, read as they come."""
 

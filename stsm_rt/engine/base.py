@@ -165,6 +165,8 @@ def _open_weights(path: Path, slots: int, stride: int) -> Engine:
 
 def _load_weights(path: Path) -> tuple[StreamingNetwork, ModelSpec]:
     try:
+        import torch  # noqa: F401, the package to name if it is not there
+
         from stsm_rt.model import load_model
     except ModuleNotFoundError as error:
         raise UserError(
