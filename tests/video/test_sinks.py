@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 import cv2
-import numpy as np
 import pytest
 from clips import counted, number_of, plain, read_all
 from display import virtual_display
 
 from stsm_rt.errors import UserError
-from stsm_rt.video.sinks import JsonLinesSink, VideoSink, Window, save_snapshot, trial_window
+from stsm_rt.video.sinks import JsonLinesSink, VideoSink, save_snapshot, trial_window
 from stsm_rt.video.sources import open_source
 
 
@@ -172,19 +173,28 @@ def test_a_display_that_does_not_answer_is_noticed(monkeypatch: pytest.MonkeyPat
         assert "does not answer" in (reason or "")
 
 
+SHOWN = """
+import sys
+import numpy as np
+from stsm_rt.video.sinks import Window, trial_window
+
+with trial_window() as reason:
+    assert reason is None, reason
+    opened = Window("test", (320, 240))
+with opened as window:
+    while window.show(np.full((240, 320, 3), (10, 20, 200), np.uint8), 0.05) is None:
+        pass
+"""
+
+
 def test_a_window_shows_the_picture(tmp_path: Path) -> None:
     with virtual_display(tmp_path) as display:
         # OpenCV connects to one display per process, so the window gets a process of its own.
-        process = os.fork()
-        if process == 0:
-            os.environ["DISPLAY"] = display.name
-            with trial_window() as reason:
-                good = reason is None
-                opened = Window("test", (320, 240))
-            with opened as window:
-                shown, begin = 0, monotonic()
-                while shown <= 300 * 200 and monotonic() - begin < 30:  # a busy machine takes its time
-                    good &= window.show(np.full((240, 320, 3), (10, 20, 200), np.uint8), 0.05) is None
-                    shown = (display.screenshot() == (10, 20, 200)).all(axis=2).sum()
-            os._exit(0 if good and shown > 300 * 200 else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+        variables = {**os.environ, "DISPLAY": display.name}
+        with subprocess.Popen([sys.executable, "-c", SHOWN], env=variables) as process:
+            shown, begin = 0, monotonic()
+            while shown <= 300 * 200 and process.poll() is None and monotonic() - begin < 60:
+                sleep(0.1)
+                shown = (display.screenshot() == (10, 20, 200)).all(axis=2).sum()
+            process.kill()
+        assert shown > 300 * 200
