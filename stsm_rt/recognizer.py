@@ -125,6 +125,7 @@ class Recognizer:
         slot: int = 0,
         topk: int = 3,
         threshold: float | None = None,
+        smoothing: int | None = None,
         roi: tuple[int, int, int, int] | None = None,
         every_frame: float | None = None,
     ) -> None:
@@ -136,6 +137,8 @@ class Recognizer:
                 each with its own slot, also in threads of their own: their steps take turns.
             topk: Number of labels in a result.
             threshold: Score, 0 to 1, at which an event may start, instead of the manifest's.
+            smoothing: Steps of the model over which the scores are averaged, instead of the manifest's: fewer answer
+                sooner, more are calmer.
             roi: Region of interest as x, y, width, height in pixels of the frame; None means the whole frame.
             every_frame: Frames per second of the source, to decide on each of them instead of at the model's frame
                 rate. With k frames for each step of the model it is as if k recognizers were fed in turn: the engine
@@ -148,6 +151,8 @@ class Recognizer:
         """
         if slot < 0:
             raise UserError(f"the slot must be at least 0, not {slot}")
+        if smoothing is not None and smoothing < 1:
+            raise UserError(f"the smoothing must be at least 1 step, not {smoothing}")
         if every_frame is not None and not 0 < every_frame < math.inf:
             raise UserError(f"the source's frames per second must be a positive number, not {every_frame}")
         if not isinstance(engine, Engine):
@@ -171,8 +176,9 @@ class Recognizer:
         self._slots = (slot,)
         alone = engine.slots == manifest.batch == 1
         self.input = engine.frames if alone else np.empty((1, *engine.frames.shape[1:]), np.uint8)
+        spec = manifest.decision if smoothing is None else dataclasses.replace(manifest.decision, smoothing=smoothing)
         self._decision = Decision(
-            manifest.labels, manifest.background, _over(manifest.decision, stride), topk=topk, threshold=threshold
+            manifest.labels, manifest.background, _over(spec, stride), topk=topk, threshold=threshold
         )
         self._sampler = Sampler(manifest.frame_rate, every_frame=every_frame is not None)
         self._cuts = CutDetector()

@@ -77,6 +77,7 @@ class _Arguments:
     events: Path | None
     topk: int
     threshold: float | None
+    smoothing: int | None
     every_frame: bool
     max_frames: int | None
 
@@ -100,6 +101,7 @@ def _arguments(argv: Sequence[str] | None) -> _Arguments:
     parser.add_argument("--events", metavar="OUT.jsonl", type=Path, help="write results and events as JSON lines")
     parser.add_argument("--topk", metavar="K", type=int, default=3, help="labels in each result (default: 3)")
     parser.add_argument("--threshold", metavar="T", type=float, help="score from 0 to 1 that starts an event")
+    parser.add_argument("--smoothing", metavar="N", type=int, help="steps over which the scores are averaged")
     parser.add_argument(
         "--every-frame", action="store_true", help="decide on every frame, not only at the model's frame rate"
     )
@@ -151,6 +153,7 @@ class _Session:
             arguments.engine,
             topk=arguments.topk,
             threshold=arguments.threshold,
+            smoothing=arguments.smoothing,
             roi=roi,
             every_frame=source.frame_rate if arguments.every_frame else None,
         )

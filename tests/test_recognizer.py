@@ -210,6 +210,18 @@ def test_options_reach_the_results(make_engine: Any) -> None:
     assert all(0 < step.latency < 5 for step in steps)
 
 
+def test_smoothing_is_the_span_of_the_average(make_engine: Any) -> None:
+    path = make_engine(decision=DecisionSpec(smoothing=1, threshold=0.5, release=0.4, min_steps=1)).path
+    frames = plain("blue", 12)
+    single = [step.scores[step.labels.index("blue")] for step in play(Recognizer(path), frames)]
+    smooth = play(Recognizer(path, smoothing=4), frames)
+    means = [np.mean(single[max(0, t - 3) : t + 1]) for t in range(12)]
+    assert [step.scores[step.labels.index("blue")] for step in smooth] == pytest.approx(means)
+    assert [step.warming_up for step in smooth] == [True] * 3 + [False] * 9
+    with pytest.raises(UserError, match="at least 1 step, not 0"):
+        Recognizer(path, smoothing=0)
+
+
 def test_a_result_is_a_json_record() -> None:
     result = Result(1.5, 45, ("walk", "run"), (0.7, 0.2), 0.01, 3, False, (), "walk")
     assert result.to_record() == {

@@ -267,6 +267,7 @@ def mistakes() -> Iterator[Any]:
     yield ["--topk", "x"], "invalid int value"
     yield ["--threshold", "7"], "between 0 and 1"
     yield ["--threshold", "nan"], "between 0 and 1"
+    yield ["--smoothing", "0"], "smoothing must be at least 1 step"
     yield ["--max-frames", "0"], "--max-frames must be at least 1"
     yield ["--save", "out.avi"], "must end in .mp4"
     yield ["--save", "absent/out.mp4"], "there is no folder"
@@ -321,6 +322,7 @@ def test_help_names_every_option(tmp_path: Path) -> None:
         "events",
         "topk",
         "threshold",
+        "smoothing",
         "every-frame",
         "max-frames",
     ):

@@ -95,6 +95,9 @@ def _open_session(path: Path, threads: int, fused: bool) -> ort.InferenceSession
     options.intra_op_num_threads = threads
     # Threads that go on spinning after a step take the cores from the camera's reader and the window.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Within a step they spin through short operations that one thread makes, and no longer: whoever decodes the next
+    # frame wants that core (benchmarks/PROFILE.md has what it costs and brings).
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "20")
     if not fused:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     # What goes wrong arrives as an exception and is said in one sentence; the log would repeat it on stderr.
