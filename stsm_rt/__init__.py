@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from stsm_rt.decision import Event
     from stsm_rt.engine import Engine
     from stsm_rt.errors import UserError
+    from stsm_rt.insertion import insert_shift as insert_shift
     from stsm_rt.recognizer import Recognizer, Result
     from stsm_rt.video.sources import open_source
 
@@ -22,6 +23,7 @@ _HOMES = {
     "Recognizer": "stsm_rt.recognizer",
     "Result": "stsm_rt.recognizer",
     "UserError": "stsm_rt.errors",
+    "insert_shift": "stsm_rt.insertion",
     "open_source": "stsm_rt.video.sources",
 }
 
