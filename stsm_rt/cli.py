@@ -11,6 +11,7 @@ from stsm_rt.errors import UserError, report
 
 COMMANDS = {
     "webcam": ("stsm_rt.webcam", "recognize actions on a camera, a video, a folder of images or a URL"),
+    "app": ("stsm_rt.app.__main__", "serve a page for uploads and cameras (needs the extra 'ui')"),
     "evaluate": (
         "stsm_rt.evaluate",
         "measure accuracy on labelled clips, and events where there should be none",

@@ -169,7 +169,7 @@ class VideoSink(_FileSink):
                 self._first_time = time - self.frame_count / self.fps
                 count = 1
         if count > 0 and (image.shape[1], image.shape[0]) != self.size:
-            image = _letterbox(image, self.size)
+            image = letterbox(image, self.size)
         for _ in range(count):
             self._writer.write(image)
             self.frame_count += 1
@@ -296,7 +296,16 @@ def save_snapshot(image: Frame, folder: str | os.PathLike[str] = ".") -> Path:
             raise UserError(f"the snapshot {path} cannot be written ({error.strerror})") from error
 
 
-def _letterbox(image: Frame, size: tuple[int, int]) -> Frame:
+def letterbox(image: Frame, size: tuple[int, int]) -> Frame:
+    """Fit a picture into another size with black borders.
+
+    Args:
+        image: uint8 (H, W, 3), BGR.
+        size: Width and height in pixels.
+
+    Returns:
+        A new picture, uint8 (height, width, 3).
+    """
     scale = min(size[0] / image.shape[1], size[1] / image.shape[0])
     width, height = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
     canvas = np.zeros((size[1], size[0], 3), np.uint8)
