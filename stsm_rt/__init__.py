@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from stsm_rt.video.sources import open_source
 
 __version__ = "0.1.0"
+
+# Since 1.29 ONNX Runtime reports to its maker, unless this is set before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["Engine", "Event", "Recognizer", "Result", "UserError", "open_source"]
 

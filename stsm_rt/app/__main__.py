@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stsm_rt.app.engines import find_engines
 from stsm_rt.app.jobs import Limits
@@ -20,6 +20,8 @@ from stsm_rt.video.sample import SampleClip, sample_clip
 
 if TYPE_CHECKING:
     from fastapi import Request
+
+_CLEAR_OUT = 60.0  # seconds between two looks at what nobody needs any more
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,7 +89,7 @@ def _serve(options: argparse.Namespace, folder: Path) -> None:
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
-        from stsm_rt.app.page import build_page, look
+        from stsm_rt.app.page import build_page, fetch_nothing, look
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("stsm_rt"):
             raise
@@ -104,6 +106,7 @@ def _serve(options: argparse.Namespace, folder: Path) -> None:
     choices = find_engines(engines)
     uploads = Uploads(folder, Limits(megabytes=options.max_megabytes, seconds=60 * options.max_minutes))
     visitors = Visitors(choices, most=options.visitors, idle=options.idle)
+    fetch_nothing()
     page = build_page(choices, visitors, uploads, _sample())
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -125,9 +128,10 @@ def _serve(options: argparse.Namespace, folder: Path) -> None:
             prevent_thread_lock=True,
             **look(),
         )
-        add_live(app, visitors, None if options.auth is None else _login_check(url))
+        add_live(app, visitors, None if options.auth is None else _login_check(app))
         print(f"the page is at {url} (Ctrl+C ends it)", flush=True)
-        ended.wait()
+        while not ended.wait(_CLEAR_OUT):
+            uploads.clear_out()
     except OSError as error:
         raise UserError(
             f"port {options.port} of {options.host} cannot be used ({error}); give another --port"
@@ -137,13 +141,12 @@ def _serve(options: argparse.Namespace, folder: Path) -> None:
         page.close(verbose=False)
 
 
-def _login_check(url: str) -> Callable[[Request], bool]:
-    """Ask Gradio whether who asks us has logged in."""
-    import httpx  # comes with Gradio
+def _login_check(app: Any) -> Callable[[Request], bool]:
+    """Whether somebody has logged in, as Gradio itself tells it."""
 
     def has_logged_in(request: Request) -> bool:
-        answer = httpx.get(f"{url}gradio_api/login_check", cookies=dict(request.cookies), verify=False, timeout=10)
-        return answer.status_code == 200
+        cookies = (f"access-token-{app.cookie_id}", f"access-token-unsecure-{app.cookie_id}")
+        return any(app.tokens.get(request.cookies.get(cookie)) is not None for cookie in cookies)
 
     return has_logged_in
 

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
@@ -35,11 +36,13 @@ class Limits:
         megabytes: Size of its file in millions of bytes.
         seconds: Its duration.
         stall: Seconds for which its decoder may give nothing.
+        running: Seconds that its analysis may take.
     """
 
     megabytes: int = 200
     seconds: float = 600
     stall: float = 20
+    running: float = 3600
 
 
 @dataclass(frozen=True)
@@ -170,11 +173,18 @@ class Job:
             About ten a second.
 
         Raises:
-            UserError: What is wrong with the video or the options, that its decoder stalls or crashed, or that the job
-                was cancelled.
+            UserError: What is wrong with the video or the options, that its decoder stalls or crashed, that it takes
+                too long, or that the job was cancelled.
         """
+        end = monotonic() + self.limits.running
         try:
             while line := self._lines.get(timeout=self.limits.stall):
+                if monotonic() > end:
+                    self._kill()
+                    raise UserError(
+                        f"{self.name} took longer than {self.limits.running:g} seconds, so it was given up; cut it, "
+                        "or make its pictures smaller"
+                    )
                 yield Progress(**json.loads(line))
             code = self._process.wait(self.limits.stall)
         except (queue.Empty, subprocess.TimeoutExpired):

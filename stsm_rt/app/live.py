@@ -50,6 +50,10 @@ _HELLO_SECONDS = 10.0
 _POLICY_VIOLATION = 1008
 # What begins a JPEG's frame, by which the decoder allocates: SOF0 to SOF15 without DHT, JPG and DAC.
 _START_OF_FRAME = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Markers that no length follows, and what fills up: none stands before the frame in what a browser encodes, and a
+# decoder would read on where we do not.
+_WITHOUT_LENGTH = {0x01, 0xFF, *range(0xD0, 0xDA)}
+_MOST_SMOOTHING = 100
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +70,10 @@ def add_live(app: FastAPI, visitors: Visitors, guard: Callable[[Request], bool] 
     def ticket(request: Request) -> JSONResponse:
         if guard is not None and not guard(request):
             return JSONResponse({"detail": "log in first"}, status_code=401)
-        return JSONResponse({"ticket": visitors.ticket()}, headers={"Cache-Control": "no-store"})
+        try:
+            return JSONResponse({"ticket": visitors.ticket()}, headers={"Cache-Control": "no-store"})
+        except UserError as error:
+            return JSONResponse({"detail": str(error)}, status_code=503)
 
     async def live(socket: WebSocket) -> None:
         if _is_foreign(socket):
@@ -236,6 +243,8 @@ class _Hello:
             data = json.loads(message.get("text") or "")
             ticket, engine = data["ticket"], data.get("engine")
             threshold, smoothing = data.get("threshold"), data.get("smoothing")
+            if smoothing is not None and int(smoothing) > _MOST_SMOOTHING:
+                raise ValueError
             if not isinstance(ticket, str) or not (engine is None or isinstance(engine, str)):
                 raise TypeError
             return cls(
@@ -275,7 +284,7 @@ def _decode(jpeg: bytes) -> Frame:
 def _declared_size(jpeg: bytes) -> tuple[int, int] | None:
     """Width and height in pixels as a JPEG's header has them (ITU-T T.81, B.2.2), or None."""
     at = 2
-    while at + 9 <= len(jpeg) and jpeg[at] == 0xFF:
+    while at + 9 <= len(jpeg) and jpeg[at] == 0xFF and jpeg[at + 1] not in _WITHOUT_LENGTH:
         length, _, height, width = struct.unpack_from(">HBHH", jpeg, at + 2)
         if jpeg[at + 1] in _START_OF_FRAME:
             return width, height

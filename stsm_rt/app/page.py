@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import html
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import gradio.processing_utils
+import gradio.routes
+from fastapi import HTTPException
 
 from stsm_rt.app.engines import EngineChoice, describe
 from stsm_rt.app.jobs import Job, Progress
@@ -21,8 +25,14 @@ from stsm_rt.video.sample import SampleClip
 
 _STATIC = Path(__file__).parent / "static"
 _AT_ONCE = 2  # uploads that are run at the same time; the others wait in Gradio's queue
+_LONGEST_QUEUE = 50
+# Names that tables of types do not know as videos; what it really is, the job finds out.
+_SUFFIXES = [".mkv", ".m4v", ".ts", ".mts", ".m2ts", ".flv", ".wmv", ".3gp", ".ogv", ".vob", ".mxf", ".y4m", ".gif"]
 _COLUMNS = ("action", "start", "end", "length", "best score")
 _SETTINGS = "(engine, threshold, smoothing) => { window.stsmSettings = {engine, threshold, smoothing}; }"
+# Until its turn comes, which may be after the uploads of others.
+_WAITING = "() => `<p class='message'>Waiting for its turn.</p>`"
+_ANNOUNCE = "() => document.querySelector('#upload-status')?.setAttribute('aria-live', 'polite')"
 
 Update = dict[Any, Any]
 
@@ -43,6 +53,23 @@ def look() -> dict[str, Any]:
         "css": "".join((_STATIC / name).read_text() for name in ("page.css", "live.css")),
         "head": scripts,
     }
+
+
+def fetch_nothing() -> None:
+    """Let nobody make this server fetch something: Gradio takes addresses where it expects files, of any size."""
+
+    async def refuse_download(*_: object, **__: object) -> str:
+        raise gr.Error("give the file itself, not its address", print_exception=False)
+
+    async def refuse_stream(*_: object, **__: object) -> None:
+        raise HTTPException(403)
+
+    for module, name, refusal in (
+        (gradio.processing_utils, "async_ssrf_protected_download", refuse_download),
+        (gradio.routes, "secure_url_stream_response", refuse_stream),
+    ):
+        assert hasattr(module, name), f"this version of Gradio has no {module.__name__}.{name}"
+        setattr(module, name, refusal)
 
 
 def build_page(
@@ -79,12 +106,14 @@ class _Page:
                     gr.HTML((_STATIC / "live.html").read_text())
             self._lay_out_settings(choices)
             self._connect()
+        # Who goes round the queue goes round its limits.
+        self.blocks.queue(api_open=False, max_size=_LONGEST_QUEUE)
 
     def _lay_out_video(self) -> None:
         limits = self._uploads.limits
         self._file = gr.File(
             label=f"A video of up to {limits.seconds / 60:g} minutes and {limits.megabytes} MB",
-            file_types=["video"],
+            file_types=["video", *_SUFFIXES],
             type="filepath",
             elem_id="upload-file",
             height=140,
@@ -133,11 +162,12 @@ class _Page:
     def _connect(self) -> None:
         settings = [self._engine, self._threshold, self._smoothing]
         shown = [
-            self._run, self._stop, self._try, self._status, self._results,
+            self._file, self._run, self._stop, self._try, self._status, self._results,
             self._video, self._timeline, self._events, *self._downloads,
         ]  # fmt: skip
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         work: dict[str, Any] = {"concurrency_limit": _AT_ONCE, "concurrency_id": "uploads"} | private
+        gr.on([self._run.click, self._file.upload, self._try.click], None, None, self._status, js=_WAITING, **private)
         gr.on([self._run.click, self._file.upload], self._recognize, [self._file, *settings], shown, **work)
         self._try.click(self._recognize_sample, [self._file, *settings], shown, **work)
         self._file.change(lambda file: gr.Button(interactive=bool(file)), self._file, self._run, **private)
@@ -145,6 +175,7 @@ class _Page:
         self._engine.change(self._choose, self._engine, [self._threshold, self._smoothing, self._about], **private)
         changes = [self._engine.change, self._threshold.change, self._smoothing.change, self.blocks.load]
         gr.on(changes, None, settings, js=_SETTINGS, **private)
+        self.blocks.load(None, js=_ANNOUNCE, **private)
         self.blocks.unload(self._leave)
         # The endpoint for programs: the same, without a page.
         with gr.Row(visible=False):
@@ -187,24 +218,27 @@ class _Page:
     ) -> Iterator[Update]:
         """Show how far it is, and in the end what was found or why nothing was."""
         idle = {
+            self._file: gr.File(interactive=True),
             self._run: gr.Button(interactive=file is not None),
             self._try: gr.Button(interactive=True),
             self._stop: gr.Button(visible=False),
         }
-        yield {
-            self._status: _progress(None),
-            self._results: gr.Column(visible=False),
-            self._run: gr.Button(interactive=False),
-            self._try: gr.Button(interactive=False),
-            self._stop: gr.Button(visible=True),
-        }
         try:
-            with self._job(request, video, engine, threshold, smoothing, roi) as job:
+            with self._job(str(request.session_hash), video, engine, threshold, smoothing, roi) as job:
+                # Not before there is something to stop; meanwhile nothing else can be started.
+                yield {
+                    self._status: _progress(None),
+                    self._results: gr.Column(visible=False),
+                    self._file: gr.File(interactive=False),
+                    self._run: gr.Button(interactive=False),
+                    self._try: gr.Button(interactive=False),
+                    self._stop: gr.Button(visible=True),
+                }
                 for progress in job:
                     yield {self._status: _progress(progress)}
                 report = job.report
         except UserError as error:
-            yield {self._status: _message(str(error), "error")} | idle
+            yield {self._status: _message(str(error), "error"), self._results: gr.Column(visible=False)} | idle
             return
         yield self._show(report) | idle
 
@@ -225,7 +259,9 @@ class _Page:
         if video is None:
             raise gr.Error("give a video file", print_exception=False)
         try:
-            with self._job(request, Path(video), engine, threshold, smoothing) as job:
+            # A program may send several at once; each is a visitor of its own, who leaves with the program.
+            visitor = f"{request.session_hash}/{secrets.token_hex(8)}"
+            with self._job(visitor, Path(video), engine, threshold, smoothing) as job:
                 for _ in job:
                     pass
                 report = job.report
@@ -235,7 +271,7 @@ class _Page:
 
     def _job(
         self,
-        request: gr.Request,
+        visitor: str,
         video: Path,
         engine: str,
         threshold: float,
@@ -243,7 +279,7 @@ class _Page:
         roi: tuple[int, int, int, int] | None = None,
     ) -> AbstractContextManager[Job]:
         choice = self._choices[engine]
-        return self._uploads.job(str(request.session_hash), video, choice, threshold, int(smoothing), roi)
+        return self._uploads.job(visitor, video, choice, threshold, int(smoothing), roi)
 
     def _choose(self, engine: str) -> tuple[float, int, str]:
         choice = self._choices[engine]
@@ -254,7 +290,7 @@ class _Page:
         self._uploads.cancel(str(request.session_hash))
 
     def _leave(self, request: gr.Request) -> None:
-        self._uploads.forget(str(request.session_hash))
+        self._uploads.leave(str(request.session_hash))
 
 
 def _heading(choice: EngineChoice) -> str:
@@ -269,17 +305,17 @@ def _heading(choice: EngineChoice) -> str:
 
 
 def _message(text: str, kind: str = "note") -> str:
-    role = "alert" if kind == "error" else "status"
-    return f"<p class='message {kind}' role='{role}'>{html.escape(text)}</p>"
+    role = " role='alert'" if kind == "error" else ""
+    return f"<p class='message {kind}'{role}>{html.escape(text)}</p>"
 
 
 def _progress(progress: Progress | None) -> str:
     if progress is None:
-        return "<div class='message'><progress aria-label='Progress'></progress> <span>opening the video</span></div>"
+        return "<p class='message'><progress aria-label='Progress'></progress> <span>opening the video</span></p>"
     share = f" value='{min(1.0, progress.time / progress.duration):.4f}'" if progress.duration else ""
     length = f" of {progress.duration:.1f}" if progress.duration else ""
     return (
-        f"<div class='message'><progress aria-label='Progress' max='1'{share}></progress> "
+        f"<div class='message' aria-live='off'><progress aria-label='Progress' max='1'{share}></progress> "
         f"<span>{progress.time:.1f}{length} s, {progress.frames} frames, "
         f"{html.escape(progress.label)} {progress.score:.2f}</span></div>"
     )

@@ -19,6 +19,7 @@ from stsm_rt.video.source import Frame
 _TOPK = 5
 _LONGEST_LINE = 100
 _TICKET_SECONDS = 60.0
+_MOST_TICKETS = 1000
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,18 @@ class Visitors:
         self._engines = {choice.title: _SharedEngine(choice, most, threads) for choice in choices}
 
     def ticket(self) -> str:
-        """Hand out a ticket that ``redeem`` takes once, within a minute."""
+        """Hand out a ticket that ``redeem`` takes once, within a minute.
+
+        Raises:
+            UserError: If too many have been handed out.
+        """
         ticket = secrets.token_urlsafe(24)
         now = monotonic()
         with self._lock:
-            self._tickets = {other: end for other, end in self._tickets.items() if end > now}
+            if len(self._tickets) >= _MOST_TICKETS:
+                self._tickets = {other: end for other, end in self._tickets.items() if end > now}
+            if len(self._tickets) >= _MOST_TICKETS:
+                raise UserError("too many visitors come at once; please try again in a minute")
             self._tickets[ticket] = now + _TICKET_SECONDS
         return ticket
 

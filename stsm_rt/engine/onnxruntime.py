@@ -14,6 +14,9 @@ from stsm_rt.engine.host import Buffers, HostEngine, check_graph
 from stsm_rt.engine.rings import phases
 from stsm_rt.errors import UserError
 
+# What the variable that stsm_rt sets does elsewhere, this does on Windows.
+ort.disable_telemetry_events()
+
 # It gives a layer that was left in floating point on purpose int8 weights with one scale for all channels: on
 # EfficientNet-Lite0, 5 to 10 times the error.
 _REQUANTIZER = "WeightBiasQuantization"

@@ -27,13 +27,14 @@ def needed(condition: object, sentence: str) -> None:
 
 
 @contextmanager
-def serving(*options: object) -> Iterator[str]:
-    """Run the page's command and give its address; at the end it must leave nothing behind."""
+def serving(*options: object, temporary: Path | None = None) -> Iterator[str]:
+    """Run the page's command, with its temporary files in a folder, and give its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, str(ROOT / "demo" / "app.py"), "--port", str(port), *map(str, options)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = os.environ | ({} if temporary is None else {"TMPDIR": str(temporary)})
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines: list[str] = []
     assert process.stdout is not None
     output = process.stdout

@@ -139,6 +139,15 @@ def test_a_decoder_that_stalls_is_given_up(tiny_engine: Any, long_clip: Path, tm
     assert not is_running(running._process.pid) and not (tmp_path / "out").exists()
 
 
+def test_what_takes_too_long_is_given_up(tiny_engine: Any, long_clip: Path, tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"long\.mp4 took longer than 0\.1 seconds"),
+        job(long_clip, tmp_path / "out", tiny_engine, limits=Limits(running=0.1)) as running,
+    ):
+        list(running)
+    assert not is_running(running._process.pid) and not (tmp_path / "out").exists()
+
+
 def test_a_decoder_that_crashes_takes_nothing_with_it(tiny_engine: Any, long_clip: Path, tmp_path: Path) -> None:
     with (
         pytest.raises(UserError, match=r"long\.mp4 made its decoder crash"),

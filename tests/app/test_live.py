@@ -273,6 +273,10 @@ BAD: dict[str, tuple[Callable[[], str | bytes], str]] = {
     "too many bytes": (lambda: message(jpeg(plain("red", 1)[0]) + bytes(2 << 20), 0.0), "up to 2 MB"),
     "too wide": (lambda: message(large(1921, 1080), 0.0), "up to 1920x1080 pixels, this one has 1921x1080"),
     "a bomb": (lambda: message(large(65000, 65000), 0.0), "up to 1920x1080 pixels"),
+    "a size hidden from us": (
+        lambda: message(b"\xff\xd8\xff\xd0" + jpeg(plain("red", 1)[0])[2:], 0.0),
+        "can be decoded",
+    ),
     "no time": (lambda: message(plain("red", 1)[0], float("nan")), "finite number of seconds"),
 }
 

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -158,6 +159,81 @@ def test_a_program_gets_the_same(page_address: str, walking_clip: Path, tmp_path
     assert records(Path(jsonl)) == expected
     assert [event["label"] for event in report["events"]] == ["walk"]
     assert Path(video).stat().st_size and Path(table).stat().st_size
+
+
+def test_a_program_may_send_several_at_once(page_address: str, walking_clip: Path, tmp_path: Path) -> None:
+    from gradio_client import Client, handle_file
+
+    client = Client(page_address, verbose=False, download_files=str(tmp_path))
+    jobs = [client.submit(handle_file(str(walking_clip)), api_name="/recognize") for _ in range(3)]
+    reports = [job.result(timeout=120)[0] for job in jobs]
+    assert [[event["label"] for event in report["events"]] for report in reports] == [["walk"]] * 3
+
+
+def test_the_server_fetches_nothing(page_address: str) -> None:
+    from gradio_client import Client
+
+    client = Client(page_address, verbose=False)
+    address = {"path": "http://example.org/clip.mp4", "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(Exception, match="give the file itself"):
+        client.predict(address, api_name="/recognize")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(f"{page_address}gradio_api/file=http://example.org/clip.mp4", timeout=10)
+
+
+def test_nobody_goes_round_the_queue(page_address: str) -> None:
+    request = urllib.request.Request(
+        f"{page_address}gradio_api/run/recognize", b'{"data": [null]}', {"Content-Type": "application/json"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=10)
+    assert refused.value.code in (401, 403, 404)
+
+
+def test_while_it_runs_nothing_else_can_be_started(page: Any, walking_clip: Path) -> None:
+    upload(page, walking_clip)
+    page.locator("#upload-stop").wait_for()
+    assert page.locator("#upload-run").is_disabled() and page.locator("#upload-sample").is_disabled()
+    assert not page.locator("#upload-file input[type=file]").count()
+    page.locator("#result-video video").wait_for()
+    assert page.locator("#upload-run").is_enabled() and not page.locator("#upload-stop").is_visible()
+    page.locator("#upload-run").click()
+    page.locator("#upload-stop").wait_for()
+    page.locator("#result-video video").wait_for()
+
+
+def test_uploads_of_who_leaves_are_removed(browser: Any, walking_clip: Path, tmp_path: Path) -> None:
+    with serving(temporary=tmp_path) as address:
+        context = browser.new_context()
+        page = context.new_page()
+        page.set_default_timeout(_PATIENCE)
+        page.goto(address)
+        upload(page, walking_clip)
+        page.locator("#result-video video").wait_for()
+        assert list(tmp_path.rglob("walking.mp4")) and list(tmp_path.rglob("report.json"))
+        context.close()
+        for _ in range(100):
+            if not list(tmp_path.rglob("*.mp4")):
+                break
+            time.sleep(0.1)
+        assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".mkv"])
+def test_other_containers_are_taken(page: Any, walking_clip: Path, tmp_path: Path, suffix: str) -> None:
+    import av
+
+    path = tmp_path / f"walking{suffix}"
+    with av.open(str(walking_clip)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    upload(page, path)
+    page.locator("#result-video video").wait_for()
+    assert "walk" in page.locator("#upload-events").inner_text()
 
 
 def test_no_file_of_the_server_is_reachable(page_address: str) -> None:

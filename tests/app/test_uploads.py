@@ -42,7 +42,7 @@ def test_results_stay_until_the_next_job_or_until_the_visitor_leaves(
         assert job.report.video.is_file() and len(list(folder.iterdir())) == 1
     with uploads.job("bert", video, choice) as other:
         assert list(other)
-    uploads.forget("anna")
+    uploads.leave("anna")
     assert not job.report.video.exists() and other.report.video.is_file()
     uploads.close()
     assert not list(folder.iterdir())
@@ -64,13 +64,50 @@ def test_who_cancels_keeps_nothing(choice: EngineChoice, video: Path, folder: Pa
     uploads.cancel("anna")  # nothing runs: nothing happens
 
 
-def test_results_of_who_never_says_goodbye_go_in_the_end(
+def test_what_nobody_comes_back_for_goes_in_the_end(
     choice: EngineChoice, video: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uploads = Uploads(folder, Limits())
     with uploads.job("anna", video, choice) as job:
         list(job)
+    (folder / "hash").mkdir()
+    (folder / "hash" / "never-run.mp4").write_bytes(b"a video")
+    (folder / "broken-off").write_bytes(b"half of it")
+    uploads.clear_out()
+    assert job.report.video.is_file() and len(list(folder.iterdir())) == 3
     monkeypatch.setattr("stsm_rt.app.uploads._KEEP", -1.0)
-    with uploads.job("bert", video, choice) as other:
+    with uploads.job("bert", video, choice) as running:
+        for _ in running:
+            uploads.clear_out()
+        assert running.report.video.is_file()
+    assert not job.report.video.exists() and list(folder.iterdir()) == [running.folder]
+
+
+def test_a_program_may_run_several_and_all_end_when_it_leaves(choice: EngineChoice, video: Path, folder: Path) -> None:
+    uploads = Uploads(folder, Limits())
+    with uploads.job("anna/1", video, choice) as one, uploads.job("anna/2", video, choice) as two:
+        assert list(one) and list(two)
+    with uploads.job("annabel", video, choice) as other:
         list(other)
-    assert not job.report.video.exists() and other.report.video.is_file()
+    assert one.report.video.is_file() and two.report.video.is_file()
+    uploads.leave("anna")
+    assert list(folder.iterdir()) == [other.folder]
+
+
+def test_what_was_uploaded_goes_with_its_last_visitor(choice: EngineChoice, video: Path, folder: Path) -> None:
+    uploaded = folder / "hash" / "blue.mp4"
+    uploaded.parent.mkdir()
+    uploaded.write_bytes(video.read_bytes())
+    uploads = Uploads(folder, Limits())
+    for visitor in ("anna", "bert"):
+        with uploads.job(visitor, uploaded, choice) as job:
+            list(job)
+    uploads.leave("anna")
+    assert uploaded.is_file()
+    uploads.leave("bert")
+    assert not list(folder.iterdir())
+    # What does not lie among the uploads, as the sample clip, is not ours to remove.
+    with uploads.job("anna", video, choice) as job:
+        list(job)
+    uploads.leave("anna")
+    assert video.is_file() and not list(folder.iterdir())

@@ -200,6 +200,12 @@ def test_a_ticket_is_good_once_and_for_a_minute(tiny_engine: Any, monkeypatch: A
     assert visitors.redeem(second)
     now += 2
     assert not visitors.redeem(third)
+    for _ in range(1000):
+        visitors.ticket()
+    with pytest.raises(UserError, match="again in a minute"):
+        visitors.ticket()
+    now += 61
+    assert visitors.redeem(visitors.ticket())
 
 
 MOVES = st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["frame", "frame", "frame", "leave"])), max_size=60)

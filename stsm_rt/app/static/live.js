@@ -319,7 +319,9 @@
       this.#offer("stop");
       const turn = this.#turn;
       this.#show(stream, turn);
-      this.#connect({}, turn).catch((error) => this.#fail(error.message));
+      this.#connect({}, turn).catch((error) => {
+        if (turn === this.#turn) this.#fail(error instanceof Refusal ? error.message : "Something went wrong: reload the page.");
+      });
     }
 
     #end() {
