@@ -32,7 +32,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_onnx_runtime_reports_to_nobody(tmp_path: Path) -> None:
-    """Its telemetry leaves a file among the temporary ones as soon as it is imported; CI's variable would silence it."""
+    """Its telemetry leaves a file among the temporary ones once it is imported; a variable of CI would silence it."""
     environment = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
     code = "import sys; from stsm_rt.engine import Engine; Engine.open(sys.argv[1])"
     engine = Path(__file__).parents[1] / "engines" / "actions_lite0_fp32.onnx"
