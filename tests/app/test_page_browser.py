@@ -61,6 +61,14 @@ def download(page: Any, name: str, folder: Path) -> Path:
     return path
 
 
+def analyses(address: str) -> str:
+    """The processes in which this server analyses videos."""
+    port = address.rstrip("/").rpartition(":")[2]
+    server = subprocess.run(["pgrep", "-f", f"app.py --port {port}"], capture_output=True, text=True, check=True)
+    found = ["pgrep", "-P", server.stdout.split()[0], "-f", "stsm_rt.app.analyse"]
+    return subprocess.run(found, capture_output=True, text=True).stdout
+
+
 def test_an_upload_gives_what_the_command_line_gives(page: Any, walking_clip: Path, tmp_path: Path) -> None:
     expected = command_line(walking_clip, tmp_path)
     events = ended(expected)
@@ -128,12 +136,14 @@ def test_what_is_no_video_is_one_sentence(page: Any, tmp_path: Path, content: by
     assert str(tmp_path) not in message.inner_text() and "/" not in message.inner_text()
 
 
-def test_stop_ends_it_at_once_and_keeps_nothing(page: Any, walking_clip: Path) -> None:
+def test_stop_ends_it_at_once_and_keeps_nothing(page: Any, page_address: str, walking_clip: Path) -> None:
     upload(page, walking_clip)
+    page.locator("#upload-stop").wait_for()
+    assert analyses(page_address)
     page.locator("#upload-stop").click()
     page.locator("#upload-status").get_by_text("stopped").wait_for()
     assert not page.locator("#upload-results").is_visible()
-    assert not subprocess.run(["pgrep", "-f", "stsm_rt.app.analyse"], capture_output=True, text=True).stdout
+    assert not analyses(page_address)
 
 
 def test_who_leaves_ends_their_job(browser: Any, page_address: str, walking_clip: Path) -> None:
@@ -142,11 +152,12 @@ def test_who_leaves_ends_their_job(browser: Any, page_address: str, walking_clip
     page.goto(page_address)
     upload(page, walking_clip)
     page.locator("#upload-stop").wait_for(timeout=_PATIENCE)
+    assert analyses(page_address)
     context.close()
     for _ in range(100):
-        if not subprocess.run(["pgrep", "-f", "stsm_rt.app.analyse"], capture_output=True, text=True).stdout:
+        if not analyses(page_address):
             return
-        subprocess.run(["sleep", "0.2"], check=True)
+        time.sleep(0.2)
     pytest.fail("the job runs on although nobody waits for it")
 
 
