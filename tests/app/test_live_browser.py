@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from time import sleep
@@ -24,7 +23,7 @@ _NEEDED = "the tests with a browser need `apt-get install chromium` and `pip ins
 try:
     import av
     from live_server import choice, eventually, live_server
-    from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+    from playwright.sync_api import Browser, Page, expect
 except ModuleNotFoundError as missing:
     if os.environ.get("CI") == "true":
         raise
@@ -39,28 +38,17 @@ Frames = Sequence[np.ndarray]
 OpenPage = Callable[..., Page]
 
 
-@pytest.fixture(scope="module")
-def playwright() -> Iterator[Playwright]:
-    if shutil.which("chromium") is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(_NEEDED)
-        pytest.skip(_NEEDED)
-    with sync_playwright() as started:
-        yield started
-
-
 @pytest.fixture
-def open_page(playwright: Playwright, tmp_path: Path) -> Iterator[OpenPage]:
+def open_page(launch: Callable[..., Browser], tmp_path: Path) -> Iterator[OpenPage]:
     """A function that opens an address in a browser of its own, whose camera plays these frames over and over."""
     browsers: list[Browser] = []
 
     def open_page(address: str, frames: Frames | None = None, **context: Any) -> Page:
-        arguments = ["--no-sandbox", "--use-fake-device-for-media-stream"]
+        arguments = ["--use-fake-device-for-media-stream"]
         if frames is not None:
             clip = write_mjpeg(tmp_path / f"camera{len(browsers)}.mjpeg", frames)
             arguments += ["--use-fake-ui-for-media-stream", f"--use-file-for-fake-video-capture={clip}"]
-        executable = shutil.which("chromium")
-        browsers.append(playwright.chromium.launch(executable_path=executable, args=arguments))
+        browsers.append(launch(*arguments))
         page = browsers[-1].new_page(**context)
         page.set_default_timeout(TIMEOUT)
         page.goto(address)
