@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import ssl
 import sys
 import tempfile
 import threading
@@ -77,10 +78,20 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, least in (("visitors", 1), ("idle", 1), ("max_megabytes", 1), ("port", 0)):
         if not getattr(options, name) >= least:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(options, name)}")
+    if options.port > 65535:
+        raise UserError(f"--port must be at most 65535, not {options.port}")
     if not options.max_minutes > 0:
         raise UserError(f"--max-minutes must be positive, not {options.max_minutes:g}")
     if (options.certificate is None) != (options.key is None):
         raise UserError("--certificate and --key belong together; give both or neither")
+    if options.certificate is not None:
+        try:
+            ssl.create_default_context().load_cert_chain(options.certificate, options.key, password="")
+        except OSError as error:
+            raise UserError(
+                f"{options.certificate} and {options.key} are no certificate with its key, in PEM and without a "
+                f"password ({error.strerror or error}); give other files"
+            ) from error
     return options
 
 
@@ -134,7 +145,7 @@ def _serve(options: argparse.Namespace, folder: Path) -> None:
             uploads.clear_out()
     except OSError as error:
         raise UserError(
-            f"port {options.port} of {options.host} cannot be used ({error}); give another --port"
+            f"port {options.port} of {options.host} cannot be used, it is taken or not allowed; give another --port"
         ) from error
     finally:
         uploads.close()
