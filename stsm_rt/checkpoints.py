@@ -34,7 +34,10 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise UserError(f"{path} holds no readable weights; expected .safetensors or a PyTorch state dict") from error
     except Exception as error:  # the unpickler raises its own kinds for anything that is not plain tensors
-        raise UserError(f"{path} is not a plain state dict and was not opened; convert it to .safetensors") from error
+        raise UserError(
+            f"{path} holds more than plain tensors and was not opened, as it could run code; if you trust it, save "
+            "its state_dict alone (torch.load with weights_only=False, then torch.save)"
+        ) from error
     tensors = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(tensors, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in tensors.items()
@@ -83,15 +86,17 @@ def _lite0_key(key: str) -> str:
 
 
 def load_pretrained(network: StreamingNetwork, path: str | Path) -> None:
-    """Load ImageNet weights into the backbone; the classifier stays as it is.
+    """Load weights into the backbone; the classifier stays as it is.
 
-    Takes torchvision's keys (r18, r50, mbv2) and those of the Lite0 package.
+    Takes torchvision's keys (r18, r50, mbv2), those of the Lite0 package, and files that `save_weights` wrote.
 
     Raises:
         UserError: A key or a shape of the backbone is missing or left over.
     """
     tensors = read_tensors(path)
-    if network.name == "lite0":
+    if any(key.startswith("backbone.") for key in tensors):
+        tensors = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
+    elif network.name == "lite0":
         tensors = {_lite0_key(key): value for key, value in tensors.items()}
     tensors = {k: v for k, v in tensors.items() if not k.startswith(("classifier.", "fc.", "_fc."))}
     _load(network.backbone, tensors, path)

@@ -19,11 +19,15 @@ COMMANDS = {
     "inspect": ("stsm_rt.inspect", "print what an engine is: its network, labels, states and thresholds"),
     "bench": ("stsm_rt.bench", "time the steps of engines, side by side"),
     "train": ("stsm_rt.train.__main__", "train a network from a recipe (needs the extra 'train')"),
+    "convert": (
+        "stsm_rt.convert",
+        "turn a checkpoint of torchvision, TSM or mmaction2 into weights (needs the extra 'build')",
+    ),
     "export": ("stsm_rt.export", "make an ONNX graph from trained weights (needs the extra 'build')"),
     "calibrate": ("stsm_rt.calibrate", "record the ranges that INT8 engines need (needs the extra 'build')"),
     "build-engine": ("stsm_rt.build_engine", "build an engine for this machine: TensorRT, ONNX Runtime or OpenVINO"),
 }
-_EXTRAS = {"train": "train", "export": "build", "calibrate": "build"}
+_EXTRAS = {"train": "train", "convert": "build", "export": "build", "calibrate": "build"}
 _USAGE = "usage: stsm-rt COMMAND [OPTIONS]"
 
 

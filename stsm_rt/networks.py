@@ -157,6 +157,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mbv2": Architecture(
         lambda: _Classifierless(tv.mobilenet_v2(), ("features",)), 1280, (127.5,) * 3, (127.5,) * 3, "same"
     ),
+    # The same network as torchvision, TSM and mmaction2 trained it: their preprocessing, their padding.
+    "mbv2_torchvision": Architecture(
+        lambda: _Classifierless(tv.mobilenet_v2(), ("features",)), 1280, _IMAGENET_MEAN, _IMAGENET_STD, "symmetric"
+    ),
     "lite0": Architecture(_lite0, 1280, (127.0,) * 3, (128.0,) * 3, "same"),
     "r8": Architecture(_r8, 128, (127.5,) * 3, (127.5,) * 3, "symmetric"),
 }

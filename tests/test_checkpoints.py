@@ -248,6 +248,15 @@ def test_torchvisions_files_fill_the_backbone_only(
     assert_same(network.backbone, kept)
 
 
+def test_our_own_files_fill_the_backbone_only(tmp_path: Path) -> None:
+    path, network = tmp_path / "weights.safetensors", make("lite0", seed=1, classes=3, head=False)
+    given, classifier = make("lite0"), weights_of(network.classifier)
+    save_weights(given, path)
+    load_pretrained(network, path)
+    assert_same(network.backbone, weights_of(given.backbone))
+    assert_same(network.classifier, classifier)
+
+
 def test_another_networks_backbone_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pretrained.pth"
     torch.save(tv.resnet34().state_dict(), path)

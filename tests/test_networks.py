@@ -41,7 +41,7 @@ MIXED = ShiftSpec(
 CAUSAL = {spec.name: spec for spec in PRESETS.values() if all(group.dt >= 0 for group in spec.groups)} | {
     spec.name: spec for spec in (TWO_FRAMES, MIXED)
 }
-RESIDUAL_BRANCHES = {"r18": 8, "r50": 16, "mbv2": 10, "lite0": 9, "r8": 3}
+RESIDUAL_BRANCHES = {"r18": 8, "r50": 16, "mbv2": 10, "mbv2_torchvision": 10, "lite0": 9, "r8": 3}
 
 
 def clip_of(frames: int = FRAMES, *, batch: int = 1, height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> Tensor:
@@ -549,7 +549,9 @@ def test_every_parameter_learns_through_the_clip_form(name: str) -> None:
 
 
 def test_an_unknown_network_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match=r"unknown network 'r19'; there are r18, r50, mbv2, lite0, r8"):
+    with pytest.raises(
+        UserError, match=r"unknown network 'r19'; there are r18, r50, mbv2, mbv2_torchvision, lite0, r8"
+    ):
         StreamingNetwork("r19", CLASSES, shift=None)
 
 

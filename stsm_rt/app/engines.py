@@ -15,6 +15,7 @@ _NETWORKS = {
     "r18": "ResNet-18",
     "r50": "ResNet-50",
     "mbv2": "MobileNetV2",
+    "mbv2_torchvision": "MobileNetV2",
     "lite0": "EfficientNet-Lite0",
 }
 _RUNTIMES = {
