@@ -6,6 +6,8 @@ RTX_VENV ?= .venv-rtx
 RTX_TESTS := tests/test_tensorrt_library.py tests/test_tensorrt_build.py tests/test_torch_tensorrt_frontend.py \
 	tests/test_driverless.py tests/test_build_engine.py
 PYTEST_ARGS ?=
+# Two processes with one thread each: most tests wait or compute on one core. A file's tests stay together, long ones first.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 DEMO_ARGS ?=
 ENGINE ?= engines/actions_lite0_fp32.onnx
 
@@ -21,14 +23,14 @@ demo: $(VENV)/.ready
 	$(VENV)/bin/python demo/webcam.py "$$@" $(DEMO_ARGS)
 
 test: $(DEV_VENV)/.ready
-	$(DEV_VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(DEV_VENV)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 # TensorRT-RTX builds plans without a GPU. Two steps, because torch-tensorrt-rtx asks for an older TensorRT-RTX, which
 # refuses INT8 convolutions; no list of requirements can say that.
 setup-rtx: $(RTX_VENV)/.ready
 
 test-rtx: $(RTX_VENV)/.ready
-	STSM_RTX=1 $(RTX_VENV)/bin/python -m pytest $(PYTEST_ARGS) $(RTX_TESTS)
+	STSM_RTX=1 $(RTX_VENV)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS) $(RTX_TESTS)
 
 lint: $(DEV_VENV)/.ready
 	$(DEV_VENV)/bin/ruff format --check .
@@ -75,7 +77,7 @@ $(RTX_VENV)/.ready: pyproject.toml
 	$(RTX_VENV)/bin/python -m pip install --quiet --no-deps tensorrt-rtx==$(RTX_VERSION) \
 		tensorrt-rtx-cu13==$(RTX_VERSION) tensorrt-rtx-cu13-bindings==$(RTX_VERSION) tensorrt-rtx-cu13-libs==$(RTX_VERSION)
 	$(RTX_VENV)/bin/python -m pip install --quiet nvidia-modelopt requests huggingface_hub transformers
-	$(RTX_VENV)/bin/python -m pip install --quiet --editable '.[build]' cuda-bindings pytest pytest-timeout hypothesis
+	$(RTX_VENV)/bin/python -m pip install --quiet --editable '.[build]' cuda-bindings pytest pytest-timeout pytest-xdist hypothesis
 	touch $@
 
 $(DEV_VENV)/.ready: pyproject.toml

@@ -61,9 +61,9 @@ def test_int8_lost_at_most_a_point(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "every"), [("int8", 1), ("int8_tensorrt", 4)])
+@pytest.mark.parametrize(("name", "every"), [("int8", 2), ("int8_tensorrt", 8)])
 def test_int8_decides_like_fp32(jhmdb, name, every):
-    """Every fourth clip for TensorRT's graph, which is computed node by node here."""
+    """Every second clip; every eighth for TensorRT's graph, which is computed node by node here."""
     from stsm_rt.engine import Engine
     from stsm_rt.engine.onnxruntime import OnnxRuntimeEngine
     from stsm_rt.playback import read_clips
@@ -71,7 +71,7 @@ def test_int8_decides_like_fp32(jhmdb, name, every):
 
     clips = read_clips(jhmdb, 1)[::every]
     fp32 = accuracy(Engine.open(ENGINES / "actions_lite0_fp32.onnx"), clips, "FP32")
-    int8 = accuracy(OnnxRuntimeEngine(ENGINES / f"actions_lite0_{name}.onnx", fused=every == 1), clips, "INT8")
+    int8 = accuracy(OnnxRuntimeEngine(ENGINES / f"actions_lite0_{name}.onnx", fused=every == 2), clips, "INT8")
     assert int8.changed(fp32) <= 0.05 * len(clips)
     assert sum(int8.correct) >= sum(fp32.correct) - max(0.01 * len(clips), 1)
 
