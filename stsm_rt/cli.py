@@ -12,13 +12,15 @@ from stsm_rt.errors import UserError, report
 COMMANDS = {
     "webcam": ("stsm_rt.webcam", "recognize actions on a camera, a video, a folder of images or a URL"),
     "app": ("stsm_rt.app.__main__", "serve a page for uploads and cameras (needs the extra 'ui')"),
-    "evaluate": (
-        "stsm_rt.evaluate",
-        "measure accuracy on labelled clips, and events where there should be none",
-    ),
+    "evaluate": ("stsm_rt.evaluate", "measure accuracy on labelled videos, and events in untrimmed ones"),
     "inspect": ("stsm_rt.inspect", "print what an engine is: its network, labels, states and thresholds"),
     "bench": ("stsm_rt.bench", "time the steps of engines, side by side"),
-    "train": ("stsm_rt.train.__main__", "train a network from a recipe (needs the extra 'train')"),
+    "record": ("stsm_rt.record", "record clips of your own action from the camera, for stsm-rt train"),
+    "train": (
+        "stsm_rt.train.__main__",
+        "train a network from a recipe, or on a folder of your own clips (needs the extra 'train')",
+    ),
+    "download": ("stsm_rt.download", "get a public checkpoint, verified by its SHA-256"),
     "convert": (
         "stsm_rt.convert",
         "turn a checkpoint of torchvision, TSM or mmaction2 into weights (needs the extra 'build')",

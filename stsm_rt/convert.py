@@ -8,9 +8,11 @@ logits has that score in the mean of the clip form's; the record's smoothing ave
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,28 @@ from stsm_rt.model import ModelSpec, save_model
 from stsm_rt.networks import ARCHITECTURES, StreamingNetwork, residual_branch_starts
 from stsm_rt.shift import shift_spec
 
-_SIZE = 224  # of every source's published weights, a square from the middle of a picture whose shorter side is 256
+
+class _LeftOut:
+    """Stands for what a project saves beside its tensors: takes anything, keeps nothing."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+# mmengine's histories of losses and numpy's numbers, under the names that pickles of them use. They are told to the
+# weights-only reader with a class of ours for each, so that nothing of theirs is imported or run.
+_LEFT_OUT: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (_LeftOut, name)
+    for name in (
+        "mmengine.logging.history_buffer.HistoryBuffer",
+        "builtins.getattr",  # by which a history names its statistics
+        "numpy.ndarray",
+        "numpy.dtype",
+        *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    )
+]
+_SIZE = 224  # of every source, a square from the middle of a picture whose shorter side is 256 (torchvision V2: 232)
 
 
 def convert(
@@ -43,7 +66,9 @@ def convert(
     Raises:
         UserError: No known checkpoint, a key or a shape that does not fit, or labels that do not.
     """
-    layout, tensors = recognize_layout(read_tensors(source), source)
+    with torch.serialization.safe_globals(_LEFT_OUT):
+        content = read_tensors(source)
+    layout, tensors = recognize_layout(content, source)
     classes = tensors["classifier.bias"].shape[0]
     if labels is not None and len(labels) != classes:
         raise UserError(f"{source} has {classes} classes, got {len(labels)} labels; give one per line and class")
@@ -167,8 +192,8 @@ def describe(spec: ModelSpec, layout: Layout, out: Path, tensors: int) -> str:
             "This checkpoint looks both ways: the first eighth of the channels comes from the next frame, the second "
             "from the frame before. A stream has no next frame, so the future half is dropped: the first eighth stays "
             "in its frame. The weights were not trained like that and accuracy falls. Fine-tune with: stsm-rt train "
-            f"RECIPE.toml --data FOLDER --pretrained {out} (a recipe with network = {spec.network!r} and shift = "
-            f"{shift!r}). That it is an eighth is TSM's default; a checkpoint does not say it."
+            f"RECIPE.toml --data FOLDER --pretrained {shlex.quote(str(out))} (a recipe with network = {spec.network!r} "
+            f"and shift = {shift!r}). That it is an eighth is TSM's default; a checkpoint does not say it."
         )
     return "\n".join(lines)
 

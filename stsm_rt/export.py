@@ -30,7 +30,7 @@ from stsm_rt.errors import UserError, report
 from stsm_rt.integer_graph import byte_states, quantize_for
 from stsm_rt.manifest import FORMAT_VERSION, Manifest, manifest_path, sha256_of
 from stsm_rt.model import ModelSpec, known_accuracy, load_model
-from stsm_rt.networks import StreamingNetwork, stream
+from stsm_rt.networks import ARCHITECTURES, StreamingNetwork, stream
 from stsm_rt.ranges import Ranges
 from stsm_rt.shift_folding import Folding, fold_shifts
 from stsm_rt.split_streams import split_streams
@@ -280,6 +280,7 @@ def make_manifest(
     """
     half = precision != "fp32" and runtime not in ("onnxruntime", "openvino")
     states = network.state_specs(spec.height, spec.width, batch)
+    architecture = ARCHITECTURES[spec.network]
     return Manifest(
         format_version=FORMAT_VERSION,
         runtime=runtime,
@@ -298,6 +299,7 @@ def make_manifest(
         decision=spec.decision,
         sha256="0" * 64,
         weights_sha256=weights_sha256,
+        preprocessing={"colour": "RGB", "mean": list(architecture.mean), "std": list(architecture.std)},
         calibration=calibration,
         accuracy=spec.accuracy,
     )

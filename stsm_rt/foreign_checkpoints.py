@@ -204,7 +204,7 @@ def recognize_layout(tensors: Mapping[str, Tensor], path: Path) -> tuple[Layout,
     Raises:
         UserError: It is no known checkpoint, or a key is missing, left over or of another shape.
     """
-    given = _plain_names(tensors)
+    given = _plain_names(tensors, path)
     layout, names = min(
         ((layout, layout.names()) for layout in LAYOUTS), key=lambda found: len(found[1].keys() ^ given.keys())
     )
@@ -246,15 +246,20 @@ def recognize_layout(tensors: Mapping[str, Tensor], path: Path) -> tuple[Layout,
     return layout, {own: given[key].float() for key, own in names.items()}
 
 
-def _plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _plain_names(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Without DataParallel's prefix and counters of batches, TSM's classifier always as `new_fc`."""
     wrapped = all(key.startswith("module.") for key in tensors)
-    return {
+    names: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        if key.endswith("num_batches_tracked"):
+            continue
         # A network that TSM made without dropout keeps its classifier in the base model.
-        re.sub(r"^base_model\.(?:fc|classifier)\.", "new_fc.", key.removeprefix("module.") if wrapped else key): value
-        for key, value in tensors.items()
-        if not key.endswith("num_batches_tracked")
-    }
+        plain = key.removeprefix("module.") if wrapped else key
+        name = re.sub(r"^base_model\.(?:fc|classifier)\.", "new_fc.", plain)
+        if name in names:
+            raise UserError(f"{path} has two classifiers, {name} and {plain}; only a network with one can be converted")
+        names[name] = value
+    return names
 
 
 def _size(shape: Iterable[int]) -> str:

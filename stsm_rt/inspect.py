@@ -63,6 +63,7 @@ def describe(manifest: Manifest, path: Path, size: int) -> str:
             f"frame uint8 {manifest.batch} x {manifest.input_height} x {manifest.input_width} x 3 (BGR), "
             f"{manifest.frame_rate:g} per second",
         ),
+        *([("in the graph", _pairs(manifest.preprocessing))] if manifest.preprocessing else []),
         ("labels", f"{len(manifest.labels)}: {', '.join(manifest.labels)}"),
         ("background", manifest.background or "none"),
         (
@@ -76,7 +77,7 @@ def describe(manifest: Manifest, path: Path, size: int) -> str:
         ("weights", manifest.weights_sha256),
         ("format", str(manifest.format_version)),
     ]
-    table = [f"{name:<12}{value}" for name, value in rows]
+    table = [f"{name:<14}{value}" for name, value in rows]
     total = sum(_state_bytes(state) for state in manifest.states)
     table += ["", f"states: {len(manifest.states)}, {_size(total)} per slot"]
     if manifest.states:

@@ -20,7 +20,7 @@ FORMAT_VERSION = 1
 _RUNTIMES = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "onnx")
 _PRECISIONS = ("fp32", "fp16", "int8")
 _FOLDINGS = ("none", "depthwise", "split")
-_ADDED = ("zero", "folding")  # fields that records of earlier exports lack
+_ADDED = ("zero", "folding", "preprocessing")  # fields that records of earlier exports lack
 _STATE_DTYPES = ("float32", "float16", "uint8")
 _TYPE_WORDS = {int: "a whole number", float: "a number", str: "a text", dict: "an object"}
 
@@ -130,6 +130,8 @@ class Manifest:
         folding: The form of the shift in the graph: ``"none"``, slices and pads; ``"depthwise"``, convolutions with
             one-hot kernels (`stsm_rt.shift_folding`); ``"split"``, residual streams kept apart
             (`stsm_rt.split_streams`).
+        preprocessing: What the graph itself does to a frame, as the weights expect it: the order of colours, mean and
+            standard deviation of each in the units of a frame (0 to 255). None in engines of earlier exports.
 
     Raises:
         ValueError: If a value is outside its range or the fields contradict each other.
@@ -155,6 +157,7 @@ class Manifest:
     calibration: dict[str, Any] | None
     accuracy: dict[str, Any] | None
     folding: str = "none"
+    preprocessing: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check(

@@ -3,14 +3,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision.models as tv
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -19,6 +23,7 @@ from stsm_rt.errors import UserError
 from stsm_rt.foreign_checkpoints import LAYOUTS
 from stsm_rt.model import load_model
 from stsm_rt.networks import ARCHITECTURES, StreamingNetwork, stream
+from stsm_rt.shift import shift_clip, shift_spec, shift_step
 
 CLASSES, FRAMES, HEIGHT, WIDTH = 7, 3, 48, 32
 STAGES = ((6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
@@ -480,6 +485,57 @@ def test_the_graph_normalises_as_every_source_does(layout: Any) -> None:
     assert architecture.padding == "symmetric"
 
 
+# The operators, as their projects define them
+
+
+def offline(x: Tensor, folds: int = 8) -> Tensor:
+    """TSM's README, for (N, T, C, H, W): the first fold from the next frame, the second from the frame before."""
+    out = torch.zeros_like(x)
+    fold = x.shape[2] // folds
+    out[:, :-1, :fold] = x[:, 1:, :fold]
+    out[:, 1:, fold : 2 * fold] = x[:, :-1, fold : 2 * fold]
+    out[:, :, 2 * fold :] = x[:, :, 2 * fold :]
+    return out
+
+
+def online(x: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
+    """TSM's online demo, for (N, C, H, W): the first eighth is what the frame before left."""
+    kept, rest = x[:, : x.shape[1] // 8], x[:, x.shape[1] // 8 :]
+    return torch.cat((buffer, rest), 1), kept
+
+
+clips = st.tuples(
+    st.integers(1, 2), st.integers(1, 5), st.integers(8, 40), st.integers(1, 3), st.integers(1, 3), st.integers(0, 9)
+).map(lambda d: torch.randn(d[:5], generator=torch.Generator().manual_seed(d[5])))
+
+
+@given(clip=clips)
+def test_the_offline_preset_is_tsms_rule(clip: Tensor) -> None:
+    assert torch.equal(shift_clip(clip, shift_spec("tsm")), offline(clip))
+
+
+@given(clip=clips)
+def test_the_online_preset_is_the_rule_of_tsms_demo(clip: Tensor) -> None:
+    spec = shift_spec("tsm_online")
+    buffer = torch.zeros_like(clip[:, 0, : clip.shape[2] // 8])
+    kept: tuple[Tensor, ...] = (buffer,)
+    whole = shift_clip(clip, spec)
+    for t in range(clip.shape[1]):
+        expected, buffer = online(clip[:, t], buffer)
+        step, kept = shift_step(clip[:, t], kept, spec)
+        assert torch.equal(step, expected) and torch.equal(whole[:, t], expected)
+
+
+@given(clip=clips)
+def test_the_two_take_the_past_into_different_eighths(clip: Tensor) -> None:
+    eighth = clip.shape[2] // 8
+    swapped = torch.arange(clip.shape[2])
+    swapped[: 2 * eighth] = swapped[: 2 * eighth].roll(eighth)
+    causal = offline(clip)
+    causal[:, :, :eighth] = clip[:, :, :eighth]  # what comes from the future stays in its frame
+    assert torch.equal(shift_clip(clip[:, :, swapped], shift_spec("tsm_online"))[:, :, swapped], causal)
+
+
 # What is told and kept
 
 
@@ -582,6 +638,12 @@ def test_tsms_other_names_of_its_classifier_are_taken(tmp_path: Path) -> None:
         assert torch.equal(bias, whole["module.new_fc.bias"])
 
 
+def test_a_second_classifier_is_not_lost_without_a_word(tmp_path: Path) -> None:
+    path, whole = tmp_path / "weights.safetensors", state_dict_of("tsm-r18")
+    save_file({**whole, "module.base_model.fc.bias": torch.zeros(CLASSES)}, path)
+    assert "has two classifiers, new_fc.bias and " in refusal(path)
+
+
 def test_a_shift_elsewhere_is_refused(tmp_path: Path) -> None:
     path, whole = tmp_path / "weights.safetensors", state_dict_of("tsm-r18")
     in_place_of_blocks = {
@@ -637,6 +699,40 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path, capsys: Any
     error = capsys.readouterr().err
     assert "was not opened" in error and error.count("\n") == 1
     assert not marker.exists() and not out.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_training_record_beside_the_tensors_is_left_out_unread(
+    zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mmengine saves histories of losses and numpy's numbers; a file of 2019 is a row of pickles."""
+
+    class HistoryBuffer:
+        def __init__(self) -> None:
+            self.losses, self.statistics_methods = np.arange(3.0), {"mean": HistoryBuffer.mean}
+
+        def mean(self) -> None: ...
+
+        def __setstate__(self, _: object) -> None:
+            raise AssertionError("code of the checkpoint's project was run")
+
+    HistoryBuffer.__module__ = "mmengine.logging.history_buffer"
+    HistoryBuffer.__qualname__ = "HistoryBuffer"
+    HistoryBuffer.mean.__module__, HistoryBuffer.mean.__qualname__ = HistoryBuffer.__module__, "HistoryBuffer.mean"
+    name, path = "mmaction-tsn-r18", tmp_path / "epoch_50.pth"
+    with monkeypatch.context() as patch:
+        for module in ("mmengine", "mmengine.logging", "mmengine.logging.history_buffer"):
+            patch.setitem(sys.modules, module, types.ModuleType(module))
+        sys.modules["mmengine.logging.history_buffer"].HistoryBuffer = HistoryBuffer  # type: ignore[attr-defined]
+        content = {
+            "meta": {"best_score": np.float64(0.7), "epoch": np.int64(50), "iter": 7},
+            "state_dict": state_dict_of(name),
+            "message_hub": {"log_scalars": {"train/loss": HistoryBuffer(), "val/acc": HistoryBuffer()}},
+        }
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    trusted = set(torch.serialization.get_safe_globals())
+    assert convert(path)[2].source == "TSN of mmaction2"
+    assert set(torch.serialization.get_safe_globals()) == trusted
 
 
 @pytest.mark.parametrize("out", ["out.pth", "missing/out.safetensors"])

@@ -55,14 +55,14 @@ def test_a_whole_number_will_do_for_a_number(record: dict[str, Any]) -> None:
     assert isinstance(manifest.frame_rate, float)
 
 
-@pytest.mark.parametrize("name", [name for name in FIELDS if name != "folding"])
+@pytest.mark.parametrize("name", [name for name in FIELDS if name not in ("folding", "preprocessing")])
 def test_a_missing_field_is_named(record: dict[str, Any], name: str) -> None:
     del record[name]
     assert f"lacks {name};" in refusal(record)
 
 
 def test_a_record_of_an_earlier_export_is_read(record: dict[str, Any]) -> None:
-    del record["folding"]
+    del record["folding"], record["preprocessing"]
     for state in record["states"]:
         del state["zero"]
     manifest = Manifest.from_json(json.dumps(record), "x")

@@ -409,8 +409,8 @@ def test_onnx_runtimes_integers_give_what_the_graph_says(
         np.stack([engine.step(frame[None]).copy() for frame in network.clip])
         for engine in (OnnxRuntimeEngine(path), OnnxRuntimeEngine(path, fused=False))
     )
-    # One integer rounded otherwise, deep inside, is amplified by random weights, most by inverted residuals; which ranges
-    # are recorded depends on PyTorch's number of threads.
+    # One integer rounded otherwise, deep inside, is amplified by random weights, most by inverted residuals; which
+    # ranges are recorded depends on PyTorch's number of threads.
     assert relative_difference(fused, unfused) <= (0.15 if name in ("mbv2", "lite0") else 2e-2)
     # It is not the FP32 network: the pairs are still there.
     fp32 = np.stack([step[0] for step in compute(network.graph, ["logits"], network.clip)])

@@ -308,7 +308,7 @@ def test_the_presets_are_those_of_the_design() -> None:
         return [(str(g.fraction), g.dt, g.dh, g.dw) for g in PRESETS[name].groups]
 
     around = [("1/16", 0, 1, 0), ("1/16", 0, -1, 0), ("1/16", 0, 0, 1), ("1/16", 0, 0, -1)]
-    assert sorted(rows("tsm")) == [("1/8", -1, 0, 0), ("1/8", 1, 0, 0)]
+    assert rows("tsm") == [("1/8", -1, 0, 0), ("1/8", 1, 0, 0)]
     assert rows("tsm_online") == [("1/8", 1, 0, 0)]
     assert sorted(rows("stsm")) == sorted([("1/8", -1, 0, 0), ("1/8", 1, 0, 0), *around])
     assert rows("stsm_online") == [("1/8", 1, 0, 0), *around]
