@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 _CELL = 34
+_NAMED = 60  # most classes whose names and counts are written
+_HEAT_MAP = 1600  # pixels that the cells of more classes share
 _MARGIN = 18
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _INK = (45, 40, 36)
@@ -26,9 +28,11 @@ def draw_confusion(labels: Sequence[str], matrix: npt.NDArray[np.integer], title
         title: One line above the picture.
 
     Returns:
-        Picture (H, W, 3) uint8 BGR.
+        Picture (H, W, 3) uint8 BGR. With more than 60 labels it has neither names nor numbers, only shades.
     """
     count = len(labels)
+    if count > _NAMED:
+        return _draw_shades(matrix, title)
     names = [label.replace("_", " ") for label in labels]
     longest = max(_text_width(name, 0.45) for name in names)
     left, top = _MARGIN + 20 + longest + 10, _MARGIN + 34 + longest + 10
@@ -49,6 +53,19 @@ def draw_confusion(labels: Sequence[str], matrix: npt.NDArray[np.integer], title
     _write(picture, "recall", (left + side + 12, top - 10), 0.45)
     _write(picture, "columns: prediction", (left, top + side + 22), 0.45)
     _write_upwards(picture, "rows: true label", (_MARGIN + 10, top + side))
+    return picture
+
+
+def _draw_shades(matrix: npt.NDArray[np.integer], title: str) -> npt.NDArray[np.uint8]:
+    cell = max(2, _HEAT_MAP // len(matrix))
+    side, top = cell * len(matrix), _MARGIN + 34
+    picture = np.full((top + side + _MARGIN + 24, _MARGIN + side + _MARGIN, 3), 255, np.uint8)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    shades = _PALE + (_DEEP - _PALE) * shares[:, :, None] ** 0.7
+    cells = shades.astype(np.uint8).repeat(cell, 0).repeat(cell, 1)
+    picture[top : top + side, _MARGIN : _MARGIN + side] = cells
+    _write(picture, title, (_MARGIN, _MARGIN + 14), 0.6)
+    _write(picture, "rows: true label, columns: prediction", (_MARGIN, top + side + 22), 0.45)
     return picture
 
 

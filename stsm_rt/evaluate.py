@@ -1,36 +1,39 @@
-"""The command that measures an engine: labelled clips, videos of something else, still rooms.
+"""The command that measures engines and weights: labelled videos, untrimmed videos, videos of something else.
 
-Everything is played through the recognizer that the webcam uses. ``--data`` gives the accuracy on labelled
-clips, ``--negatives`` and ``--rooms`` count the events in streams where there should be none.
+The streaming protocol plays every video frame by frame through the recognizer that the webcam uses; the clip protocols
+run weights on clips cut from the videos, as papers do.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-import numpy.typing as npt
-
-from stsm_rt.confusion import draw_confusion
-from stsm_rt.decision import Event
 from stsm_rt.engine import Engine, embedded_engine
 from stsm_rt.engine.onnxruntime import OnnxRuntimeEngine
 from stsm_rt.errors import UserError, report
-from stsm_rt.manifest import Manifest
-from stsm_rt.playback import Clip, ClipOutcome, loop_clip, play_clip, read_clips, started_events, videos_in
+from stsm_rt.evaluation_report import check_folder, report_lines, write_report
+from stsm_rt.evaluation_set import PARTS, EvaluationSet, as_clips
+from stsm_rt.event_scores import read_annotations
+from stsm_rt.manifest import Manifest, sha256_of
 from stsm_rt.recognizer import Recognizer
-from stsm_rt.still_rooms import still_rooms
-from stsm_rt.video.sources import open_source
+from stsm_rt.streaming_protocol import (
+    LOOP_SECONDS,
+    accuracy_record,
+    annotated_record,
+    loop_record,
+    negatives_record,
+    play_clips,
+    rooms_record,
+)
 
-LOOP_SECONDS = 4.0
+_CLIP_PROTOCOLS = ("efficient", "accurate", "dense")
+_STREAMING = "streaming"
+_TOLERANCE = 1.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,18 +45,76 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 if something that was given cannot be used.
     """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if problem := _problem(arguments):
+        parser.error(problem)
+    try:
+        if arguments.json:
+            check_folder(arguments.json)
+        record = _stream(arguments) if arguments.protocol == _STREAMING else _clips(arguments)
+        print("\n".join(report_lines(record)))
+        if arguments.json:
+            write_report(record, arguments.json)
+    except UserError as error:
+        return report(error)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="stsm-rt evaluate", description="Play labelled clips through an engine and report its accuracy."
+        prog="stsm-rt evaluate",
+        description="Measure an engine, or weights, on labelled videos, on untrimmed videos with annotated actions, "
+        "and on videos where nothing should be recognized.",
     )
-    parser.add_argument("--engine", type=Path, metavar="FILE", help="engine file (default: the embedded engine)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with manifest.csv and labelled clips")
-    parser.add_argument("--split", type=int, default=1, help="split whose test clips are played (default: 1)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--engine", type=Path, metavar="FILE", help="engine file (default: the embedded engine)")
+    what.add_argument("--weights", type=Path, metavar="FILE", help="weights (.safetensors), run by PyTorch")
     parser.add_argument(
+        "--protocol",
+        choices=(_STREAMING, *_CLIP_PROTOCOLS),
+        default=_STREAMING,
+        help="streaming: whole videos, frame by frame, decision at the last frame (default); of weights also "
+        "efficient: 1 clip, centre crop; accurate: 2 clips x 3 crops; dense: 10 clips x 3 crops of 64-frame windows",
+    )
+    data = parser.add_argument_group("labelled videos")
+    data.add_argument("--data", type=Path, metavar="DIR", help="folder of the data set")
+    data.add_argument(
+        "--dataset", choices=tuple(PARTS), help="format of its annotations (default: a manifest.csv of ours in DIR)"
+    )
+    data.add_argument("--split", type=int, default=1, help="split whose videos are played (default: 1)")
+    data.add_argument(
+        "--part",
+        choices=("train", "validation", "test"),
+        help="part of the split (default: the one that is published with labels, validation or test)",
+    )
+    data.add_argument("--annotations", type=Path, metavar="PATH", help="annotations, where not in their usual place")
+    data.add_argument("--image-template", metavar="NAME", help="extracted frames are named so, such as img_{:05d}.jpg")
+    data.add_argument("--frame-rate", type=float, metavar="FPS", help="frames per second of extracted frames")
+    data.add_argument(
         "--loop-events",
         action="store_true",
         help=f"also loop each correctly classified clip to {LOOP_SECONDS:g} s and count its events",
     )
-    parser.add_argument(
+    clips = parser.add_argument_group("clip protocols")
+    clips.add_argument("--frames", type=int, help="frames of a clip (default: as in training, or 8)")
+    clips.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is a GPU")
+    clips.add_argument("--workers", type=int, help="processes that decode (default: 0, this one)")
+    streams = parser.add_argument_group("untrimmed videos")
+    streams.add_argument(
+        "--events",
+        type=Path,
+        metavar="CSV",
+        help="annotated actions in untrimmed videos: columns video, label, start, end (seconds)",
+    )
+    streams.add_argument(
+        "--tolerance",
+        type=float,
+        default=_TOLERANCE,
+        metavar="SECONDS",
+        help=f"an event may start this long before or after the annotated start (default: {_TOLERANCE:g})",
+    )
+    streams.add_argument(
         "--negatives",
         type=Path,
         nargs="+",
@@ -61,66 +122,118 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="PATH",
         help="videos that show none of the actions",
     )
-    parser.add_argument("--rooms", type=float, default=0, metavar="MINUTES", help="minutes of synthetic still rooms")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the still rooms (default: 0)")
+    streams.add_argument("--rooms", type=float, default=0, metavar="MINUTES", help="minutes of synthetic still rooms")
+    streams.add_argument("--seed", type=int, default=0, help="seed of the still rooms (default: 0)")
     parser.add_argument(
         "--json",
         type=Path,
         metavar="OUT",
         help="write the report here, and the confusion matrix beside it as .png",
     )
-    arguments = parser.parse_args(argv)
-    if not arguments.data and not arguments.negatives and arguments.rooms <= 0:
-        parser.error("nothing to play: give --data, --negatives or --rooms")
+    return parser
+
+
+def _problem(arguments: argparse.Namespace) -> str | None:
+    """What does not go together, in words."""
+    streams = arguments.negatives or arguments.rooms > 0 or arguments.events
+    if not arguments.data and not streams:
+        return "nothing to play: give --data, --events, --negatives or --rooms"
     if arguments.loop_events and not arguments.data:
-        parser.error("--loop-events needs --data")
+        return "--loop-events needs --data"
+    if arguments.dataset and not arguments.data:
+        return "--dataset needs --data"
+    of_dataset = (arguments.annotations, arguments.image_template, arguments.frame_rate)
+    if not arguments.dataset and any(option is not None for option in of_dataset):
+        return "--annotations, --image-template and --frame-rate need --dataset"
+    if arguments.tolerance < 0:
+        return "--tolerance must be at least 0 seconds"
+    if arguments.protocol == _STREAMING:
+        if any(option is not None for option in (arguments.frames, arguments.device, arguments.workers)):
+            return f"--frames, --device and --workers need --protocol {', '.join(_CLIP_PROTOCOLS[:-1])} or dense"
+        return None
+    if not arguments.weights or not arguments.data:
+        return f"--protocol {arguments.protocol} needs --weights and --data"
+    if streams or arguments.loop_events:
+        return f"--protocol {arguments.protocol} cuts clips; events are found with --protocol {_STREAMING}"
+    if arguments.frames is not None and arguments.frames < 1:
+        return "--frames must be at least 1"
+    return None
+
+
+def _source(arguments: argparse.Namespace) -> EvaluationSet:
+    return EvaluationSet(
+        arguments.data,
+        arguments.dataset,
+        arguments.split,
+        arguments.part,
+        arguments.annotations,
+        arguments.image_template,
+        arguments.frame_rate,
+    )
+
+
+def _clips(arguments: argparse.Namespace) -> dict[str, Any]:
     try:
-        _evaluate(arguments)
-    except UserError as error:
-        return report(error)
-    return 0
+        import torch
+
+        from stsm_rt.clip_protocols import PROTOCOLS, evaluate_weights
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"clip protocols need {error.name}, which is not installed; run: pip install 'stsm-rt[train]'"
+        ) from error
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("PyTorch finds no GPU here; use --device cpu")
+    return evaluate_weights(
+        arguments.weights,
+        _source(arguments),
+        PROTOCOLS[arguments.protocol],
+        frames=arguments.frames,
+        device=device,
+        workers=arguments.workers or 0,
+    )
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
-    engine_path = arguments.engine or embedded_engine()
-    engine = _open(engine_path)
+def _stream(arguments: argparse.Namespace) -> dict[str, Any]:
+    path = arguments.weights or arguments.engine or embedded_engine()
+    engine = _open(path)
     manifest = engine.manifest
     actions = [label for label in manifest.labels if label != manifest.background]
     recognizer = Recognizer(engine, topk=5)
+    weights_sha256 = sha256_of(path) if Path(path).suffix == ".safetensors" else manifest.weights_sha256
     record: dict[str, Any] = {
-        "engine": Path(engine_path).name,
-        "engine_sha256": manifest.sha256,
-        "weights_sha256": manifest.weights_sha256,
+        "engine": Path(path).name,
+        "engine_sha256": manifest.sha256 or weights_sha256,
+        "weights_sha256": weights_sha256,
         "network": manifest.network,
         "shift": manifest.shift["name"],
         "runtime": manifest.runtime,
         "precision": manifest.precision,
         "decision": asdict(manifest.decision),
+        **_cost(engine),
     }
-    if arguments.json:
-        _check_folder(arguments.json)
-    picture = None
     if arguments.data:
-        clips = read_clips(arguments.data, arguments.split, actions)
-        outcomes = [play_clip(recognizer, clip) for clip in _with_progress(clips)]
-        record |= {"split": arguments.split, **_accuracy(outcomes, actions)}
-        top1 = f"top-1 {100 * record['top1']:.1f} % of {len(clips)} clips"
-        title = f"{record['engine']}  split {arguments.split}: {top1}"
-        picture = draw_confusion(actions, np.array(record["confusion"]["matrix"]), title)
+        source = _source(arguments)
+        videos = source.read(actions)
+        outcomes, unreadable = play_clips(recognizer, as_clips(videos))
+        record |= {
+            **source.to_record(),
+            "protocol": _STREAMING,
+            "missing": list(videos.missing),
+            "unreadable": unreadable,
+            **accuracy_record([outcome for _, outcome in outcomes], actions),
+        }
         if arguments.loop_events:
-            correct = [c for c, o in zip(clips, outcomes, strict=True) if o.prediction == o.label]
-            record["loop_events"] = _loop_events(recognizer, correct)
+            correct = [clip for clip, outcome in outcomes if outcome.prediction == outcome.label]
+            record["loop_events"] = loop_record(recognizer, correct)
     if arguments.negatives:
-        record["negatives"] = _negatives(recognizer, arguments.negatives)
+        record["negatives"] = negatives_record(recognizer, arguments.negatives)
     if arguments.rooms > 0:
-        stream = still_rooms(arguments.rooms, arguments.seed)
-        events = started_events(recognizer, stream)
-        record["rooms"] = {"seed": arguments.seed, **_silence(arguments.rooms * 60, events)}
-    print("\n".join(_lines(record)))
-    if arguments.json:
-        _write(arguments.json, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
-        if picture is not None:
-            _write(arguments.json.with_suffix(".png"), cv2.imencode(".png", picture)[1].tobytes())
+        record["rooms"] = rooms_record(recognizer, arguments.rooms, arguments.seed)
+    if arguments.events:
+        annotations = read_annotations(arguments.events, actions)
+        record["untrimmed"] = annotated_record(recognizer, annotations, arguments.tolerance)
+    return record
 
 
 def _open(path: Path) -> Engine:
@@ -130,131 +243,17 @@ def _open(path: Path) -> Engine:
     return Engine.open(path)
 
 
-def _accuracy(outcomes: Sequence[ClipOutcome], labels: Sequence[str]) -> dict[str, Any]:
-    places = {label: place for place, label in enumerate(labels)}
-    matrix = np.zeros((len(labels), len(labels)), int)
-    for outcome in outcomes:
-        matrix[places[outcome.label], places[outcome.prediction]] += 1
-    settles = [outcome.settles for outcome in outcomes]
-    return {
-        "clips": len(outcomes),
-        "top1": float(np.mean([outcome.prediction == outcome.label for outcome in outcomes])),
-        "top5": float(np.mean([outcome.in_top5 for outcome in outcomes])),
-        "per_class": {
-            label: {"clips": int(row.sum()), "recall": float(row[place] / row.sum())}
-            for place, (label, row) in enumerate(zip(labels, matrix, strict=True))
-            if row.sum()
-        },
-        "confusion": {"labels": list(labels), "matrix": matrix.tolist()},
-        "settles": {
-            "median_frame": float(np.median(settles)),
-            "p90_frame": float(np.percentile(settles, 90)),
-            "median_share": float(np.median([o.settles / o.frames for o in outcomes])),
-            "frames": settles,
-        },
-    }
+def _cost(engine: Engine) -> dict[str, Any]:
+    """What weights cost; of other engines nothing is known here, since counting takes PyTorch."""
+    if engine.manifest.runtime != "torch":
+        return {}
+    from stsm_rt.engine.torch import TorchEngine
+    from stsm_rt.network_cost import count_parameters, step_flops
 
-
-def _loop_events(recognizer: Recognizer, clips: Sequence[Clip]) -> dict[str, Any]:
-    own, other = 0, 0
-    for clip in _with_progress(clips):
-        labels = {event.label for event in loop_clip(recognizer, clip, seconds=LOOP_SECONDS)}
-        own += clip.label in labels
-        other += bool(labels - {clip.label})
-    share = own / len(clips) if clips else 0.0
-    return {"seconds": LOOP_SECONDS, "clips": len(clips), "own": own, "other": other, "share": share}
-
-
-def _negatives(recognizer: Recognizer, paths: Sequence[Path]) -> dict[str, Any]:
-    videos, seconds, events = [], 0.0, []
-    for path in _with_progress(list(_videos(paths))):
-        times: list[float] = []
-        with open_source(path) as source:
-            found = started_events(recognizer, _noting_times(source, times))
-        length = times[-1] - times[0] if times else 0.0
-        videos.append({"file": path.name, **_silence(length, found)})
-        seconds += length
-        events += found
-    return {**_silence(seconds, events), "videos": videos}
-
-
-def _videos(paths: Sequence[Path]) -> Iterator[Path]:
-    """Name every video: a folder stands for the videos in it and below, or is a video made of images."""
-    for path in paths:
-        yield from (videos_in(path) if path.is_dir() else []) or [path]
-
-
-def _noting_times(
-    stream: Iterable[tuple[npt.NDArray[np.uint8], float]], times: list[float]
-) -> Iterator[tuple[npt.NDArray[np.uint8], float]]:
-    for frame, time in stream:
-        times.append(time)
-        yield frame, time
-
-
-def _silence(seconds: float, events: Sequence[Event]) -> dict[str, Any]:
-    return {
-        "seconds": seconds,
-        "events": [{"label": event.label, "start": event.start, "score": event.peak} for event in events],
-        "events_per_minute": 60 * len(events) / seconds if seconds else 0.0,
-    }
-
-
-def _with_progress(items: Sequence[Any]) -> Iterator[Any]:
-    for index, item in enumerate(items, 1):
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r{index}/{len(items)}" + ("\n" if index == len(items) else ""))
-        yield item
-
-
-def _lines(record: dict[str, Any]) -> Iterator[str]:
-    yield f"engine   {record['engine']}  sha256 {record['engine_sha256'][:12]}"
-    if "top1" in record:
-        settles = record["settles"]
-        yield f"split    {record['split']}, {record['clips']} test clips, prediction at the last frame"
-        yield f"top-1    {100 * record['top1']:.1f} %"
-        yield f"top-5    {100 * record['top5']:.1f} %"
-        yield f"settles  median at frame {settles['median_frame']:g}, 90 % by {settles['p90_frame']:g}"
-        yield "recall by class"
-        for label, row in sorted(record["per_class"].items(), key=lambda item: -item[1]["recall"]):
-            yield f"  {label:<20} {100 * row['recall']:5.1f} % of {row['clips']}"
-    if "loop_events" in record:
-        loops = record["loop_events"]
-        yield (
-            f"looped   to {loops['seconds']:g} s, {loops['own']} of {loops['clips']} correctly classified "
-            f"clips ({100 * loops['share']:.1f} %) raise their own event, {loops['other']} raise another"
-        )
-    for video in record.get("negatives", {}).get("videos", ()):
-        yield f"negative {_silence_line(video)}  {video['file']}"
-    if "negatives" in record:
-        yield f"negative {_silence_line(record['negatives'])}  all"
-    if "rooms" in record:
-        yield f"rooms    {_silence_line(record['rooms'])}  seed {record['rooms']['seed']}"
-
-
-def _silence_line(silence: dict[str, Any]) -> str:
-    labels = ", ".join(f"{event['label']} at {event['start']:.1f} s" for event in silence["events"])
-    count = len(silence["events"])
-    return (
-        f"{count} event{'' if count == 1 else 's'} in {silence['seconds'] / 60:.2f} min "
-        f"({silence['events_per_minute']:.2f} per minute)" + (f": {labels}" if labels else "")
-    )
-
-
-def _check_folder(path: Path) -> None:
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"the report cannot be written to {path}: there is no folder {path.parent}; create it first")
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"the report {path} cannot be written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    assert isinstance(engine, TorchEngine)
+    manifest = engine.manifest
+    flops = step_flops(engine.network, manifest.input_height, manifest.input_width)
+    return {"cost": {"parameters": count_parameters(engine.network), "step_flops": flops}}
 
 
 if __name__ == "__main__":

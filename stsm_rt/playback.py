@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -21,17 +23,29 @@ _CLIPS_PER_CLASS = 3
 _VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
 
 
+Stream = Iterable[tuple[npt.NDArray[np.uint8], float]]
+
+
+class UnreadableVideo(UserError):
+    """A video that cannot be opened or decoded."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """A clip that shows one action.
 
     Attributes:
-        path: The video file.
+        path: The video file, or the folder of its extracted frames.
         label: The action, one of the engine's labels.
+        template: Of a folder of extracted frames, the name of frame n, such as ``img_{:05d}.jpg``; None: all its
+            images are frames.
+        frame_rate: Frames per second of a folder of extracted frames; None: 30.
     """
 
     path: Path
     label: str
+    template: str | None = None
+    frame_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,7 @@ class ClipOutcome:
     Attributes:
         label: The true label.
         prediction: Top label at the last step.
+        score: The score of that label, 0 to 1.
         in_top5: Whether the true label is among the best five at the last step.
         settles: Index of the first frame from which on the top label no longer changes.
         frames: Number of frames in the clip.
@@ -48,6 +63,7 @@ class ClipOutcome:
 
     label: str
     prediction: str
+    score: float
     in_top5: bool
     settles: int
     frames: int
@@ -127,6 +143,50 @@ def _spread(items: Sequence[Path], count: int) -> Sequence[Path]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
+def frames_of(clip: Clip) -> Iterator[tuple[npt.NDArray[np.uint8], float]]:
+    """The frames of a clip with their times.
+
+    Args:
+        clip: The clip.
+
+    Yields:
+        Frame, uint8 (H, W, 3) BGR, overwritten by the next one, and its time in seconds.
+
+    Raises:
+        UnreadableVideo: If the clip cannot be read or is empty.
+    """
+    if clip.template is not None:
+        rate = clip.frame_rate or _FRAME_RATE
+        yield from ((_image(path), index / rate) for index, path in enumerate(_numbered(clip.path, clip.template)))
+        return
+    try:
+        with open_source(clip.path) as source:
+            for index, (frame, time) in enumerate(source):
+                yield frame, index / clip.frame_rate if clip.frame_rate else time
+    except UserError as error:
+        raise UnreadableVideo(str(error)) from error
+
+
+def _numbered(folder: Path, template: str) -> list[Path]:
+    """The files of a folder that are named as frames, by their numbers."""
+    before, _, after = re.split(r"(\{[^{}]*\})", template, maxsplit=1)
+    name = re.compile(re.escape(before) + r"(\d+)" + re.escape(after))
+    try:
+        found = [(int(match[1]), path) for path in folder.iterdir() if (match := name.fullmatch(path.name))]
+    except OSError as error:
+        raise UnreadableVideo(f"the folder {folder} cannot be read ({error.strerror})") from error
+    if not found:
+        raise UnreadableVideo(f"the folder {folder} holds no frame named like {template}")
+    return [path for _, path in sorted(found)]
+
+
+def _image(path: Path) -> npt.NDArray[np.uint8]:
+    image = cv2.imread(str(path))
+    if image is None:
+        raise UnreadableVideo(f"the image {path} cannot be decoded; replace it")
+    return np.asarray(image, np.uint8)
+
+
 def play_clip(recognizer: Recognizer, clip: Clip) -> ClipOutcome:
     """Play a clip from a fresh state to its end.
 
@@ -138,21 +198,20 @@ def play_clip(recognizer: Recognizer, clip: Clip) -> ClipOutcome:
         What the recognizer made of it.
 
     Raises:
-        UserError: If the clip cannot be read or is empty.
+        UserError: `UnreadableVideo` if the clip cannot be read or is empty.
     """
     recognizer.reset()
     settles, result, index = 0, None, -1
-    with open_source(clip.path) as source:
-        for index, (frame, time) in enumerate(source):
-            latest = recognizer.update(frame, time)
-            if latest is None:
-                continue
-            if result is None or latest.label != result.label:
-                settles = index
-            result = latest
+    for index, (frame, time) in enumerate(frames_of(clip)):
+        latest = recognizer.update(frame, time)
+        if latest is None:
+            continue
+        if result is None or latest.label != result.label:
+            settles = index
+        result = latest
     if result is None:
-        raise UserError(f"the clip {clip.path} holds no frame")
-    return ClipOutcome(clip.label, result.label, clip.label in result.labels[:5], settles, index + 1)
+        raise UnreadableVideo(f"the clip {clip.path} holds no frame")
+    return ClipOutcome(clip.label, result.label, result.score, clip.label in result.labels[:5], settles, index + 1)
 
 
 def loop_clip(recognizer: Recognizer, clip: Clip, *, seconds: float) -> list[Event]:
@@ -169,14 +228,14 @@ def loop_clip(recognizer: Recognizer, clip: Clip, *, seconds: float) -> list[Eve
     Raises:
         UserError: If the clip cannot be read.
     """
+    frames = [frame.copy() for frame, _ in frames_of(clip)]
     with open_source(clip.path) as source:
-        frames = [frame.copy() for frame, _ in source]
-        rate = source.frame_rate or _FRAME_RATE
+        rate = clip.frame_rate or source.frame_rate or _FRAME_RATE
     looped = itertools.islice(itertools.cycle(frames), round(seconds * rate))
     return started_events(recognizer, ((frame, index / rate) for index, frame in enumerate(looped)))
 
 
-def started_events(recognizer: Recognizer, stream: Iterable[tuple[npt.NDArray[np.uint8], float]]) -> list[Event]:
+def started_events(recognizer: Recognizer, stream: Stream) -> list[Event]:
     """Play a stream from a fresh state and collect the events that start.
 
     Args:
@@ -186,6 +245,23 @@ def started_events(recognizer: Recognizer, stream: Iterable[tuple[npt.NDArray[np
     Returns:
         The events in the order in which they started.
     """
+    return [event for event in _events(recognizer, stream) if event.end is None]
+
+
+def ended_events(recognizer: Recognizer, stream: Stream) -> list[Event]:
+    """Play a stream from a fresh state and collect its events whole; the last frame ends one that still runs.
+
+    Args:
+        recognizer: The recognizer; it is reset first.
+        stream: Frames, uint8 (H, W, 3) BGR, with their times in seconds.
+
+    Returns:
+        The events, each with its end, in the order in which they started: there is never more than one at a time.
+    """
+    return [event for event in _events(recognizer, stream) if event.end is not None] + [*recognizer.finish()]
+
+
+def _events(recognizer: Recognizer, stream: Stream) -> list[Event]:
     recognizer.reset()
     results = (recognizer.update(frame, time) for frame, time in stream)
-    return [event for result in results if result for event in result.events if event.end is None]
+    return [event for result in results if result for event in result.events]

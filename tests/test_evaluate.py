@@ -67,10 +67,12 @@ def test_the_report_counts_the_test_clips_of_the_split(tiny_engine, data: Path, 
     assert (report["clips"], report["top1"], report["top5"], report["split"]) == (4, 0.75, 1.0, 1)
     assert report["engine_sha256"] == tiny_engine.manifest.sha256
     assert report["per_class"] == {
-        "blue": {"clips": 2, "recall": 0.5},
-        "green": {"clips": 1, "recall": 1.0},
-        "red": {"clips": 1, "recall": 1.0},
+        "blue": {"clips": 2, "recall": 0.5, "precision": 1.0},
+        "green": {"clips": 1, "recall": 1.0, "precision": 1.0},
+        "red": {"clips": 1, "recall": 1.0, "precision": 0.5},
     }
+    assert report["mean_class_accuracy"] == pytest.approx((0.5 + 1 + 1) / 3)
+    assert (report["protocol"], report["missing"], report["unreadable"]) == ("streaming", [], [])
     assert report["confusion"] == {
         "labels": ["blue", "green", "red"],
         "matrix": [[1, 0, 1], [0, 1, 0], [0, 0, 1]],
@@ -79,6 +81,15 @@ def test_the_report_counts_the_test_clips_of_the_split(tiny_engine, data: Path, 
     picture = cv2.imread(str(out.with_suffix(".png")))
     assert picture is not None and picture.std() > 5
     assert {path.name for path in tmp_path.iterdir()} == {"data", "report.json", "report.png"}
+
+
+def test_the_calibration_error_is_of_the_scores_that_people_see(tiny_engine, data: Path, recognizer, tmp_path: Path):
+    out = tmp_path / "report.json"
+    assert evaluate.main(["--engine", str(tiny_engine.path), "--data", str(data), "--json", str(out)]) == 0
+    shown = {name: list(recognizer.run(data / f"{name}.mp4"))[-1].score for name in ("blue", "green", "red", "wrong")}
+    # All are surer than 14 of 15, so they share the last bin.
+    assert min(shown.values()) > 14 / 15
+    assert json.loads(out.read_text())["calibration_error"] == pytest.approx(abs(0.75 - np.mean(list(shown.values()))))
 
 
 def test_the_prediction_is_the_one_at_the_last_frame_and_settles_where_it_last_changed(recognizer, tmp_path: Path):
@@ -187,6 +198,25 @@ def test_a_class_that_the_engine_does_not_know_is_named(data: Path):
         read_clips(data, 1, ["blue", "green"])
 
 
+def test_a_recording_in_which_nothing_was_annotated_counts_its_events_as_wrong(tiny_engine, tmp_path: Path):
+    write_video(tmp_path / "a.mp4", ["black"] * 30 + ["red"] * 30 + ["black"] * 30)
+    write_video(tmp_path / "b.mp4", ["green"] * 30)
+    (tmp_path / "actions.csv").write_text("video,label,start,end\na.mp4,red,1,2\nb.mp4,,,\n")
+    out = tmp_path / "report.json"
+    events = ["--engine", str(tiny_engine.path), "--events", str(tmp_path / "actions.csv"), "--json", str(out)]
+
+    assert evaluate.main(events) == 0
+
+    untrimmed = json.loads(out.read_text())["untrimmed"]
+    assert (untrimmed["annotated"], untrimmed["events"]) == (1, 2)
+    assert (untrimmed["start"]["precision"], untrimmed["start"]["recall"]) == (0.5, 1.0)
+    assert 0 < untrimmed["delay"]["median"] < 0.6
+    assert untrimmed["levenshtein"] == {"distance": 1, "accuracy": 0.0}
+    assert untrimmed["seconds"] == pytest.approx(89 / 30 + 29 / 30)
+    assert evaluate.main([*events, "--tolerance", "0"]) == 0
+    assert json.loads(out.read_text())["untrimmed"]["start"]["matched"] == 0
+
+
 def test_what_cannot_be_used_is_one_sentence_and_leaves_nothing(tiny_engine, data: Path, tmp_path: Path, capsys):
     text = tmp_path / "data" / "blue.mp4"
     text.write_text("this is no video")
@@ -197,6 +227,8 @@ def test_what_cannot_be_used_is_one_sentence_and_leaves_nothing(tiny_engine, dat
         [*engine, "--data", str(tmp_path)],
         [*engine, "--negatives", str(text)],
         [*engine, "--negatives", str(tmp_path / "absent.mp4")],
+        [*engine, "--events", str(tmp_path / "absent.csv")],
+        [*engine, "--data", str(data), "--dataset", "ucf101"],
         ["--engine", str(tmp_path / "absent.onnx"), "--data", str(data)],
     ):
         assert evaluate.main([*arguments, "--json", str(out)]) == 2
@@ -206,11 +238,30 @@ def test_what_cannot_be_used_is_one_sentence_and_leaves_nothing(tiny_engine, dat
     assert {path.name for path in tmp_path.iterdir()} == {"data"}
 
 
-@pytest.mark.parametrize("arguments", [[], ["--loop-events", "--rooms", "1"], ["--rooms", "0"]])
-def test_a_command_with_nothing_to_play_is_refused(arguments, tiny_engine):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to play"),
+        (["--rooms", "0"], "nothing to play"),
+        (["--loop-events", "--rooms", "1"], "--loop-events needs --data"),
+        (["--dataset", "jester", "--rooms", "1"], "--dataset needs --data"),
+        (["--data", "d", "--annotations", "a"], "need --dataset"),
+        (["--data", "d", "--frame-rate", "12"], "need --dataset"),
+        (["--data", "d", "--protocol", "dense"], "--protocol dense needs --weights and --data"),
+        (["--weights", "w", "--rooms", "1", "--protocol", "dense"], "--protocol dense needs --weights and --data"),
+        (["--weights", "w", "--data", "d", "--protocol", "dense", "--events", "e"], "events are found with"),
+        (["--weights", "w", "--data", "d", "--protocol", "dense", "--loop-events"], "events are found with"),
+        (["--weights", "w", "--data", "d", "--protocol", "dense", "--frames", "0"], "--frames must be at least 1"),
+        (["--data", "d", "--frames", "8"], "need --protocol efficient, accurate or dense"),
+        (["--weights", "w", "--engine", "e", "--data", "d"], "not allowed with"),
+        (["--events", "e", "--tolerance", "-1"], "--tolerance must be at least 0"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(arguments, message, capsys):
     with pytest.raises(SystemExit) as exit:
-        evaluate.main(["--engine", str(tiny_engine.path), *arguments])
+        evaluate.main(arguments)
     assert exit.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_the_picture_is_darkest_where_the_counts_are():
@@ -224,3 +275,13 @@ def test_the_picture_is_darkest_where_the_counts_are():
 
     assert cell(picture, 2, 1) < cell(picture, 0, 0) < cell(picture, 0, 2) < cell(picture, 0, 1)
     assert cell(picture, 2, 2) == cell(picture, 0, 1)
+
+
+def test_a_matrix_of_many_classes_is_drawn_as_shades_that_fit_a_screen():
+    matrix = np.eye(400, dtype=int) * 50
+    matrix[7, 300] = 10_000
+    picture = draw_confusion([str(i) for i in range(400)], matrix, "title")
+
+    assert max(picture.shape) < 2000
+    cell = picture[18 + 34 :, 18:][::4, ::4].mean(2)[:400, :400]
+    assert cell[7, 300] < cell[7, 7] and cell[8, 8] == cell[399, 399] < cell[8, 9] == cell[0, 399]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from stsm_rt.errors import UserError
-from stsm_rt.playback import calibration_videos, read_clips, videos_in
+from stsm_rt.playback import Clip, UnreadableVideo, calibration_videos, frames_of, read_clips, videos_in
 
 
 @pytest.fixture
@@ -82,3 +84,30 @@ def test_no_videos_and_no_folder_are_said(tmp_path: Path) -> None:
         calibration_videos(tmp_path)
     with pytest.raises(UserError, match="there is no calibration clip or folder"):
         calibration_videos(tmp_path / "absent")
+
+
+def write_image(path: Path, value: int) -> None:
+    assert cv2.imwrite(str(path), np.full((8, 8, 3), value, np.uint8))
+
+
+def test_extracted_frames_are_played_by_their_numbers_at_their_rate_and_others_left_alone(tmp_path: Path) -> None:
+    for number in (1, 2, 9, 10, 100):
+        write_image(tmp_path / f"img_{number}.png", number)
+    write_image(tmp_path / "flow_x_1.png", 255)
+    played = list(frames_of(Clip(tmp_path, "wave", "img_{:d}.png", 12.0)))
+    assert [int(frame.mean()) for frame, _ in played] == [1, 2, 9, 10, 100]
+    assert [time for _, time in played] == pytest.approx([0, 1 / 12, 2 / 12, 3 / 12, 4 / 12])
+    assert len(list(frames_of(Clip(tmp_path, "wave")))) == 6
+
+
+def test_extracted_frames_that_are_not_there_or_damaged_are_unreadable(tmp_path: Path) -> None:
+    for clip in (
+        Clip(tmp_path, "wave", "{:05d}.jpg"),
+        Clip(tmp_path / "no", "wave", "{:05d}.jpg"),
+        Clip(tmp_path, "a"),
+    ):
+        with pytest.raises(UnreadableVideo):
+            list(frames_of(clip))
+    (tmp_path / "00001.jpg").write_text("no picture")
+    with pytest.raises(UnreadableVideo, match=r"00001\.jpg cannot be decoded"):
+        list(frames_of(Clip(tmp_path, "wave", "{:05d}.jpg")))
