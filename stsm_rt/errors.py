@@ -7,19 +7,22 @@ import sys
 
 # The authority of a URL up to its last "@"; then "user:password@" whose password holds a "/", "?" or "#" that
 # should have been percent-encoded, told from "host:port/...@..." by the port being all digits.
-_CREDENTIALS = re.compile(r"""(?<=://)(?:[^\s/?#"'<>]*@|[^\s/:@"'<>]+:(?!\d+[/?#])[^\s"'<>]*@)""")
+_URL_CREDENTIALS = re.compile(r"""(?<=://)(?:[^\s/?#"'<>]*@|[^\s/:@"'<>]+:(?!\d+[/?#])[^\s"'<>]*@)""")
+# What elements of GStreamer pipelines call them.
+_PROPERTIES = re.compile(r"""\b((?:user|proxy)-(?:id|pw)\s*=\s*)(?:"[^"]*"|[^\s!]+)""")
 
 
 def redact(text: str) -> str:
-    """Replace the credentials of every URL in a text by ``***``.
+    """Replace the credentials of every URL and of every GStreamer element in a text by ``***``.
 
     Args:
         text: Any text, with or without URLs.
 
     Returns:
-        The text with ``scheme://user:password@host`` turned into ``scheme://***@host``.
+        The text with ``scheme://user:password@host`` turned into ``scheme://***@host``, and ``user-pw=password`` into
+        ``user-pw=***``.
     """
-    return _CREDENTIALS.sub("***@", text)
+    return _PROPERTIES.sub(r"\1***", _URL_CREDENTIALS.sub("***@", text))
 
 
 class UserError(Exception):

@@ -10,7 +10,7 @@ class Sampler:
 
     A regular source is taken at a constant stride, at most at the model's rate: 30 frames/s at a rate of 10
     give every third frame, 25 frames/s give every third too. A source slower than the model gives every
-    frame.
+    frame. A frame at the time of the one before is a duplicate and never taken.
 
     Attributes:
         gap: Seconds between two frames beyond which they are not one stream.
@@ -53,12 +53,15 @@ class Sampler:
 
     def wants(self, time: float) -> bool:
         """Whether the network should see a frame at this source time (seconds); this one is not taken yet."""
-        return self.breaks(time) or time - self._taken >= self._least
+        return self.breaks(time) or self._is_due(time)
 
     def take(self, time: float) -> bool:
         """Whether the network should see the frame at this source time (seconds), which does not break the stream."""
         self._previous = time
-        if time - self._taken < self._least:
+        if not self._is_due(time):
             return False
         self._taken = time
         return True
+
+    def _is_due(self, time: float) -> bool:
+        return time > self._taken and time - self._taken >= self._least

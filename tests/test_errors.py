@@ -28,3 +28,16 @@ def test_credentials_in_urls_are_redacted(text: str, expected: str) -> None:
 def test_a_report_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert report(UserError("no such file")) == 2
     assert capsys.readouterr() == ("", "stsm-rt: error: no such file\n")
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "shown"),
+    [
+        ("rtspsrc user-pw=hush ! appsink", "rtspsrc user-pw=*** ! appsink"),
+        ('rtspsrc user-id="some one" user-pw = "hu sh"!x', "rtspsrc user-id=*** user-pw = ***!x"),
+        ("rtspsrc location=rtsp://u:hush@h/1 proxy-pw=hush", "rtspsrc location=rtsp://***@h/1 proxy-pw=***"),
+        ("rtspsrc name=user-pw ! x", "rtspsrc name=user-pw ! x"),
+    ],
+)
+def test_credentials_of_pipelines_are_redacted(pipeline: str, shown: str) -> None:
+    assert redact(pipeline) == shown

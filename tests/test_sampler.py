@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from stsm_rt.recognizer import Recognizer
 from stsm_rt.sampler import Sampler
 
 # A step may come this much earlier than the model's period.
@@ -73,12 +76,47 @@ def test_a_gap_is_more_than_a_second_and_four_steps(rate: float, gap: float) -> 
 def test_it_wants_what_it_takes(rate: float, steps: list[float], every_frame: bool) -> None:
     sampler, time = Sampler(rate, every_frame=every_frame), 0.0
     for step in steps:
-        time += step
+        before, time = time, time + step
         wanted = sampler.wants(time)
         if sampler.breaks(time):
             sampler.reset()
         assert sampler.take(time) == wanted
-        assert wanted or not every_frame
+        assert wanted or not every_frame or not time > before
+
+
+@given(rate=st.floats(2, 60), steps=st.lists(st.sampled_from([0.0, 0.001, 0.02, 0.033, 0.1, 0.4]), min_size=1))
+def test_of_a_variable_frame_rate_each_frame_is_taken_that_is_due_and_no_duplicate(
+    rate: float, steps: list[float]
+) -> None:
+    sampler, time = Sampler(rate), 5.0
+    taken = [time] if sampler.take(time) else []
+    for step in steps:
+        time += step
+        due = time > taken[-1] and time - taken[-1] >= (1 - EARLY) / rate
+        assert sampler.take(time) == due
+        taken += [time] * due
+    assert len(set(taken)) == len(taken)
+
+
+def test_a_duplicate_is_no_step_even_where_every_frame_is() -> None:
+    sampler = Sampler(10, every_frame=True)
+    assert [sampler.take(time) for time in (0, 0.04, 0.04, 0.04, 0.08)] == [True, True, False, False, True]
+
+
+@pytest.mark.parametrize("every_frame", [None, 30.0])
+def test_what_a_live_clock_does_reaches_the_results(make_engine: Any, every_frame: float | None) -> None:
+    """Duplicates are no steps; a gap and a jump back begin anew, and the results say so."""
+    engine = make_engine(frame_rate=30.0)
+    recognizer = Recognizer(engine.path, every_frame=every_frame)
+    steady = [i / 30 for i in range(20)]
+    times = [*steady, steady[-1], 0.7, 9.0, *(9 + time for time in steady[1:]), 3.0, *(3 + time for time in steady[1:])]
+    results = [recognizer.update(frame, time) for frame, time in zip(engine.frames(len(times)), times, strict=True)]
+    assert results[20] is None and all(results[i] is not None for i in (*range(20), 21, 22, 42))
+    warming = [None if result is None else result.warming_up for result in results]
+    first = warming[:20].index(False)
+    assert first > 0 and not any(warming[first:22])
+    assert warming[22 : 22 + first + 1] == [*[True] * first, False]
+    assert warming[42 : 42 + first + 1] == [*[True] * first, False]
 
 
 def test_every_frame_is_taken_if_asked_for_and_the_gap_is_the_models() -> None:

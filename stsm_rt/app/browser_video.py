@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from stsm_rt.errors import UserError
-from stsm_rt.video.sinks import letterbox
+from stsm_rt.video.recording import letterbox
 from stsm_rt.video.source import Frame
 
 _LONGEST_SIDE = 1280

@@ -10,6 +10,7 @@ import av
 from av.stream import Disposition
 
 from stsm_rt.errors import UserError
+from stsm_rt.video.captures import WHOLE_PICTURES
 
 # FFmpeg opens these, and then the files and addresses that they name. A visitor must not read what others uploaded.
 _NAMES_OTHERS = {
@@ -96,4 +97,6 @@ def hold_opencv_to(container: Container) -> None:
 
     It has an FFmpeg of its own, which could take the same bytes for something else.
     """
-    os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = f"protocol_whitelist;file|format_whitelist;{container.format}"
+    os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = (
+        f"protocol_whitelist;file|format_whitelist;{container.format}|{WHOLE_PICTURES}"
+    )

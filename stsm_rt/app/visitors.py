@@ -17,6 +17,7 @@ from stsm_rt.recognizer import Recognizer, Result
 from stsm_rt.video.source import Frame
 
 _TOPK = 5
+_PATIENCE = 5  # steps that fail in a row before a visit ends
 _LONGEST_LINE = 100
 _TICKET_SECONDS = 60.0
 _MOST_TICKETS = 1000
@@ -199,7 +200,12 @@ class Visit:
         with self._at_work():
             engine, self._slot = self._engine.take()
             self._recognizer = Recognizer(
-                engine, slot=self._slot, topk=_TOPK, threshold=self.threshold, smoothing=self._smoothing
+                engine,
+                slot=self._slot,
+                topk=_TOPK,
+                threshold=self.threshold,
+                smoothing=self._smoothing,
+                patience=_PATIENCE,
             )
 
     def wants(self, time: float) -> bool:
@@ -217,7 +223,7 @@ class Visit:
             dropped: Frames dropped so far.
 
         Returns:
-            The result of a network step, or None where the frame was skipped.
+            The result of a network step, or None where the frame was skipped or the step failed.
 
         Raises:
             UserError: As ``Recognizer.update`` does.

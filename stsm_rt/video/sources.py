@@ -1,58 +1,67 @@
-"""Where frames come from: cameras, streams, video files and folders of images."""
+"""Where frames come from: cameras, streams, video files, folders of images and standard input."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-import threading
+import sys
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from stsm_rt.errors import UserError, redact
-from stsm_rt.video.source import Frame, Reading, Source, Wanted, every_frame
+from stsm_rt.video import captures
+from stsm_rt.video.decoding import Decoder, as_frame, declared_count, declared_rate, size_of
+from stsm_rt.video.live import LiveSource
+from stsm_rt.video.patience import Patience
+from stsm_rt.video.source import Frame, OnChange, Reading, Source, SourceState, Wanted, every_frame
+from stsm_rt.video.standard_input import StandardInput
 
 _IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _FOLDER_RATE = 30.0
 _FALLBACK_RATE = 30.0
-_TIMEOUT_MS = 10_000
-_WAKE = 0.1  # seconds after which a wait for a live frame looks whether it was stopped
-_PATIENCE = 2.0  # seconds to wait for the reader; a stalled connection holds it longer, as a daemon
-
-# What goes wrong is raised; FFmpeg's own log would print URLs with their credentials.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
 class RecordedSource(Source):
-    """A video file: waits for its consumer, loses nothing, keeps the container's time."""
+    """A video file: waits for its consumer, loses nothing that can be decoded, keeps the container's time."""
 
-    def __init__(self, capture: cv2.VideoCapture, name: str) -> None:
+    def __init__(
+        self,
+        capture: cv2.VideoCapture,
+        name: str,
+        *,
+        read_timeout: float = math.inf,
+        on_change: OnChange | None = None,
+    ) -> None:
         """Read the first frame.
 
         Args:
             capture: The opened video, which is closed with the source.
             name: What to call the source.
+            read_timeout: Seconds after which a capture on a network gives a read up.
+            on_change: See `Source`.
 
         Raises:
             UserError: If the video holds no frame that can be decoded.
         """
-        super().__init__()
+        super().__init__(on_change)
         self.name = name
         self._capture = capture
+        self._decoder = Decoder(capture, longest=read_timeout / 2)
         self._index = 0
         self._time = 0.0
-        self.frame_rate = _declared_rate(capture)
-        self.frame_count = _declared_count(capture)
+        self.frame_rate = declared_rate(capture)
+        self.frame_count = declared_count(capture)
         self._ahead = self._read(every_frame)
         if self._ahead is None or self._ahead.frame is None:
             capture.release()
             raise UserError(f"{name} holds no frame that can be decoded; give a video that plays")
-        self.size = _size(self._ahead.frame)
+        self.size = size_of(self._ahead.frame)
+        self._change(SourceState.RUNNING)
 
     def close(self) -> None:
         """Close the file."""
@@ -60,14 +69,23 @@ class RecordedSource(Source):
         self._capture.release()
 
     def _next(self, wanted: Wanted) -> Reading | None:
-        if self._ahead is None:
-            return self._read(wanted)
-        first, self._ahead = self._ahead, None
-        return first._replace(arrived=perf_counter())
+        if self._ahead is not None:
+            first, self._ahead = self._ahead, None
+            return first._replace(arrived=perf_counter())
+        reading = self._read(wanted)
+        self.dropped = self._decoder.left_out
+        if reading is None:
+            self._end(self._time, self._ending())
+        return reading
+
+    def _ending(self) -> str:
+        # What a container declares may be reckoned from its duration, and so be a frame or two beside the truth.
+        came, count = self._index + self.dropped, self.frame_count
+        return f"it broke off after {came} of {count} frames" if count and came < 0.95 * count - 2 else ""
 
     def _read(self, wanted: Wanted) -> Reading | None:
         """Decode the next frame, and make a picture of it where it is wanted: that takes as long once more."""
-        if not self._capture.grab():
+        if not self._decoder.grab():
             return None
         time = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
         # Raw streams and damaged containers have no times, ones that stand still, or far negative ones.
@@ -79,10 +97,9 @@ class RecordedSource(Source):
         self._time = time
         frame = None
         if wanted(time):
-            ok, image = self._capture.retrieve()
-            if not ok:
+            frame = self._decoder.retrieve()
+            if frame is None:
                 return None
-            frame = _as_frame(image)
         return Reading(frame, time, perf_counter())
 
 
@@ -91,13 +108,17 @@ class FolderSource(Source):
 
     frame_rate = _FOLDER_RATE
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, on_change: OnChange | None = None) -> None:
         """List the images and read the first one.
+
+        Args:
+            folder: Where they lie.
+            on_change: See `Source`.
 
         Raises:
             UserError: If there is no image or the first one cannot be decoded.
         """
-        super().__init__()
+        super().__init__(on_change)
         self.name = str(folder)
         try:
             files = [path for path in folder.iterdir() if path.suffix.lower() in _IMAGES and path.name[0] != "."]
@@ -108,10 +129,12 @@ class FolderSource(Source):
         self._files = sorted(files, key=_natural)
         self.frame_count = len(files)
         self._index = 0
-        self.size = _size(self._load(self._files[0]))
+        self.size = size_of(self._load(self._files[0]))
+        self._change(SourceState.RUNNING)
 
     def _next(self, wanted: Wanted) -> Reading | None:
         if self._index == len(self._files):
+            self._end(self._index / _FOLDER_RATE)
             return None
         index, time = self._index, self._index / _FOLDER_RATE
         self._index += 1
@@ -127,171 +150,90 @@ class FolderSource(Source):
         image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
         if image is None:
             raise UserError(f"the image {path} cannot be decoded; replace it or take it out of the folder")
-        return _as_frame(image)
+        return as_frame(image)
 
 
-class LiveSource(Source):
-    """A camera or a stream: a thread reads it, the newest frame wins, and lost frames are counted.
-
-    Times are those of arrival, in seconds since the source was opened.
-    """
-
-    live = True
-
-    def __init__(self, capture: cv2.VideoCapture, name: str) -> None:
-        """Wait for the first frame and start the reader.
-
-        Args:
-            capture: The opened device or stream, which is closed with the source.
-            name: What to call the source.
-
-        Raises:
-            UserError: If no frame arrives.
-        """
-        super().__init__()
-        self.name = name
-        self.frame_rate = _declared_rate(capture)
-        self._capture = capture
-        self._condition = threading.Condition()
-        self._ended = False
-        ok, frame = capture.read()
-        if not ok:
-            capture.release()
-            raise UserError(f"{name} was opened but gives no frame; check that nothing else uses it")
-        self._begin = perf_counter()
-        self._newest: Reading | None = Reading(_as_frame(frame), 0.0, self._begin)
-        self._wanted: Wanted = every_frame  # of whoever waits for a frame just now
-        self.size = _size(frame)
-        self._reader = threading.Thread(target=self._read, name="stsm-rt reader", daemon=True)
-        self._reader.start()
-
-    def close(self) -> None:
-        """Stop the reader and give back the device or the connection."""
-        super().close()
-        self._reader.join(_PATIENCE)
-
-    def _next(self, wanted: Wanted) -> Reading | None:
-        with self._condition:
-            self._wanted = wanted
-            while not (ready := self._is_ready(wanted)) and not self._ended and not self._stopped:
-                self._condition.wait(_WAKE)
-            self._wanted = every_frame
-            newest, self._newest = self._newest, None
-        return newest if ready and not self._stopped else None
-
-    def _is_ready(self, wanted: Wanted) -> bool:
-        newest = self._newest
-        # Without a picture it was left by whoever waited before and wanted other frames.
-        return newest is not None and (newest.frame is not None or not wanted(newest.time))
-
-    def _read(self) -> None:
-        while not self._stopped and self._capture.grab():
-            arrived = perf_counter()
-            time = arrived - self._begin
-            frame = None
-            if self._wanted(time):
-                ok, image = self._capture.retrieve()
-                if not ok:
-                    break
-                frame = _as_frame(image)
-            with self._condition:
-                self.dropped += self._newest is not None
-                self._newest = Reading(frame, time, arrived)
-                self._condition.notify()
-        with self._condition:
-            self._ended = True
-            self._condition.notify()
-        self._capture.release()
-
-
-def open_source(spec: int | str | os.PathLike[str]) -> Source:
+def open_source(
+    spec: int | str | os.PathLike[str],
+    *,
+    open_timeout: float = 10.0,
+    read_timeout: float = 10.0,
+    max_retries: int | None = None,
+    wait: bool = False,
+    on_change: OnChange | None = None,
+) -> Source:
     """Open a source of frames.
 
     Args:
-        spec: A camera index (0 or ``"0"``), a URL (rtsp, http, https), a video file, or a folder of images. A
-            URL of a recording with a known number of frames is played like a file, any other URL is live.
+        spec: A camera index (0 or ``"0"``) or the path of its device (``"/dev/v4l/by-id/..."`` stays the same when
+            cameras are plugged), a URL (rtsp, http, https), a GStreamer pipeline (elements joined by ``" ! "``, or
+            ``"gstreamer:..."``) where OpenCV has GStreamer, a video file, a folder of images, or ``"-"`` for a
+            YUV4MPEG2 stream on standard input. A URL of a recording with a known number of frames is played like a
+            file; any other URL, a camera and a pipeline are live.
+        open_timeout: Seconds within which a live source must open.
+        read_timeout: Seconds without a frame after which a live source has stalled and is connected anew.
+        max_retries: Attempts to connect a live source anew before it has failed and ``read`` says why, counted since
+            it last ran for 10 s; None means no end. With 0 it ends where its connection does.
+        wait: Whether to return at once and wait for a live source that is not there yet, as often as ``max_retries``
+            says, while ``read`` blocks; its ``size`` and ``frame_rate`` are not known before its first frame.
+            Otherwise the first attempt to open it decides.
+        on_change: Called with every change of the source's state, in whatever thread it happens; it must not block.
 
     Returns:
         The open source; use it in a ``with`` statement.
 
     Raises:
-        UserError: If there is no such camera, file or folder, or it gives no frame.
+        UserError: If there is no such camera, file or folder, it gives no frame, or a number is out of its range.
     """
-    _silence_opencv()
+    captures.silence_opencv()
+    patience = Patience(open_timeout=open_timeout, read_timeout=read_timeout, max_retries=max_retries)
     text = os.fspath(spec) if not isinstance(spec, int) else str(spec)
-    if isinstance(spec, int) or (isinstance(spec, str) and text.isdecimal()):
-        return _open_camera(int(text))
-    scheme = re.match(r"([a-z][a-z0-9+.-]+):/", text, re.IGNORECASE)
-    if isinstance(spec, str) and scheme:
-        return _open_url(text, scheme[1].lower())
+    live = partial(LiveSource, patience=patience, wait=wait, on_change=on_change)
+    if isinstance(spec, int | str):
+        if text == "-":
+            return StandardInput(on_change=on_change)
+        if isinstance(spec, int) or text.isdecimal():
+            return _open_camera(int(text), live)
+        if captures.is_device(text):
+            return _open_camera(text, live)
+        if captures.is_pipeline(text):
+            # OpenCV asks a pipeline how far it has come, which is no better than when a frame arrived.
+            return live(None, redact(text), connect=partial(captures.open_pipeline, text))
+        if re.match(r"[a-z][a-z0-9+.-]+:/", text, re.IGNORECASE):
+            return _open_url(text, patience, wait=wait, on_change=on_change)
     path = Path(text)
     if path.is_dir():
-        return FolderSource(path)
-    if not path.is_file():
-        raise UserError(f"there is no video {path}; give a camera index, a video file, a folder of images, or a URL")
-    if not os.access(path, os.R_OK):
-        raise UserError(f"the video {path} may not be read; change its permissions")
-    # An absolute path cannot be mistaken for a protocol ("a:b.mp4") by FFmpeg. OpenCV decodes with a thread for each
-    # core. Beside an engine that has threads of its own, half as many play a file as fast (on two cores, 640x480 and
-    # 1920x1080 H.264) and take 10 to 30 % less processor time for decoding.
-    threads = [cv2.CAP_PROP_N_THREADS, max(1, cv2.getNumberOfCPUs() // 2)]
-    capture = cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG, threads)
-    if not capture.isOpened():
-        raise UserError(f"{path} is not a video that can be decoded; give a video file or a folder of images")
-    return RecordedSource(capture, str(path))
+        return FolderSource(path, on_change=on_change)
+    return RecordedSource(captures.open_file(path), str(path), on_change=on_change)
 
 
-def _open_camera(index: int) -> Source:
-    try:
-        capture = cv2.VideoCapture(index)
-    except cv2.error:
-        capture = None
-    if capture is None or not capture.isOpened():
-        raise UserError(
-            f"camera {index} cannot be opened; check that it is connected, free and allowed to be used, "
-            "or give a video as the source"
-        )
-    return LiveSource(capture, f"camera {index}")
+def _open_camera(camera: int | str, live: partial[LiveSource]) -> Source:
+    connect = partial(captures.open_camera, camera)
+    # macOS asks for permission in the main thread only.
+    first = connect() if sys.platform == "darwin" else None
+    # Video4Linux gives the time of capture.
+    return live(first, f"camera {camera}", connect=connect, positioned=lambda _: sys.platform == "linux")
 
 
-def _open_url(url: str, scheme: str) -> Source:
-    name = redact(url)
-    if scheme not in ("rtsp", "http", "https"):
-        raise UserError(f"{name} has the scheme {scheme}, rtsp, http and https can be opened")
-    if scheme == "rtsp":
-        os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;tcp")
-    timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _TIMEOUT_MS]
-    # Each further thread holds back a frame: with eight of them a live H.264 stream came 230 ms later than with one.
-    capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, [*timeouts, cv2.CAP_PROP_N_THREADS, 1])
-    if not capture.isOpened():
-        raise UserError(
-            f"{name} cannot be opened within {_TIMEOUT_MS // 1000} s; check the address, the network and the password"
-        )
-    return LiveSource(capture, name) if _declared_count(capture) is None else RecordedSource(capture, name)
-
-
-def _silence_opencv() -> None:
-    set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # OpenCV 4, OpenCV 5
-    set_level(0)
-
-
-def _declared_rate(capture: cv2.VideoCapture) -> float | None:
-    rate = capture.get(cv2.CAP_PROP_FPS)
-    # Containers without a frame rate declare the ticks of their clock, up to 90,000 per second.
-    return rate if math.isfinite(rate) and 0 < rate <= 1000 else None
-
-
-def _declared_count(capture: cv2.VideoCapture) -> int | None:
-    count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    return int(count) if math.isfinite(count) and count > 0 else None
-
-
-def _size(frame: npt.NDArray[Any]) -> tuple[int, int]:
-    return frame.shape[1], frame.shape[0]
-
-
-def _as_frame(image: npt.NDArray[Any]) -> Frame:
-    return np.asarray(image, np.uint8)
+def _open_url(url: str, patience: Patience, *, wait: bool, on_change: OnChange | None) -> Source:
+    name, scheme = redact(url), captures.scheme_of(url)
+    if scheme not in captures.SCHEMES:
+        raise UserError(f"{name} has the scheme {scheme}, {', '.join(captures.SCHEMES)} can be opened")
+    connect = partial(captures.open_stream, url, open_timeout=patience.open_timeout, read_timeout=patience.read_timeout)
+    # Only its server knows whether a URL is a recording; where one is waited for, it is taken for live.
+    first = None if wait or scheme == "rtsp" else connect()
+    if first is not None and declared_count(first) is not None:
+        return RecordedSource(first, name, read_timeout=patience.read_timeout, on_change=on_change)
+    return LiveSource(
+        first,
+        name,
+        connect=connect,
+        patience=patience,
+        wait=wait,
+        positioned=partial(captures.has_positions, scheme=scheme),
+        explaining=captures.EXPLAINING,
+        on_change=on_change,
+    )
 
 
 def _natural(path: Path) -> list[tuple[bool, int, str]]:
