@@ -35,20 +35,26 @@ def measurements(video: Path | None) -> dict[str, list[str]]:
         found[f"rivals_{network}"] = ["benchmarks/rivals.py", "--network", network, "--pairs", "60"]
     if video is not None:
         found["loop"] = [*bench, "--loop", str(video)]
+        batches = [word for batch in (2, 4, 8) for word in ("--batch", str(batch))]
+        found["cameras"] = ["benchmarks/cameras.py", "--video", str(video), *batches]
     return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--video", type=Path, help="640x480 H.264; without it the loop is not measured")
+    parser.add_argument(
+        "--video", type=Path, help="640x480 H.264; without it the loop and several cameras are not measured"
+    )
     parser.add_argument("--only", action="append", metavar="NAME", help="one measurement; give it again for more")
     parser.add_argument("--list", action="store_true", help="print the commands and measure nothing")
     options = parser.parse_args(argv)
     found = measurements(options.video)
     for name in options.only or ():
         if name not in found:
-            parser.error(f"there is no measurement {name} (loop needs --video); there are {', '.join(found)}")
+            parser.error(
+                f"there is no measurement {name} (loop and cameras need --video); there are {', '.join(found)}"
+            )
     RESULTS.mkdir(exist_ok=True)
     for name in options.only or found:
         command = [*found[name], "--json", str(RESULTS / f"{name}.json")]

@@ -197,10 +197,13 @@ def _section(record: Record) -> Iterator[str]:
     )
     line = quiet_line(machine["quiet"])
     yield from ["", f"{line[0].upper()}{line[1:]}."]
-    yield from ["", "| engine | input | median | min | p95 |", "|---|---|---|---|---|"]
-    for run in record["runs"]:
-        times = " | ".join(f"{1000 * run[key]:.2f} ms" for key in ("median", "min", "p95"))
-        yield f"| {run['engine']} | {run['input'][0]}x{run['input'][1]} | {times} |"
+    if record.get("runs"):
+        yield from ["", "| engine | input | median | min | p95 |", "|---|---|---|---|---|"]
+        for run in record["runs"]:
+            times = " | ".join(f"{1000 * run[key]:.2f} ms" for key in ("median", "min", "p95"))
+            yield f"| {run['engine']} | {run['input'][0]}x{run['input'][1]} | {times} |"
+    if "several" in record:
+        yield from _several(record)
     if record["comparisons"]:
         yield from ["", "| b / a | ratio | 95 % interval | smallest and largest of the pairs |", "|---|---|---|---|"]
     for c in record["comparisons"]:
@@ -213,6 +216,39 @@ def _section(record: Record) -> Iterator[str]:
         yield from _floor(floor)
     if "loop" in record:
         yield from _loop(record["loop"])
+
+
+def _several(record: Record) -> Iterator[str]:
+    runs = record["several"]
+    yield from [
+        "",
+        f"Cameras of {record['rate']:g} frames/s at once on one `{record['engine']}`, without a window; of the cameras "
+        "of a run, the least number of steps, the most frames dropped and the longest times. `each one more` is "
+        "compared with the row before.",
+        "",
+        "| cameras | steps/s of each | frames dropped | latency, median | p95 | longest between two results "
+        "| cores used | each one more |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for before, run in zip([None, *runs], runs, strict=False):
+        each, cores = run["each"], run["processor"] / run["wall"]
+        worst = {key: max(camera[key] for camera in each) for key in ("latency_median", "latency_p95", "longest_wait")}
+        share = max(camera["dropped"] / camera["given"] for camera in each)
+        more = ""
+        if before is not None and run["cameras"] > before["cameras"]:
+            added = (cores - before["processor"] / before["wall"]) / (run["cameras"] - before["cameras"])
+            more = f"{added:.2f} cores"
+        yield (
+            f"| {run['cameras']} | {min(camera['steps'] for camera in each) / run['wall']:.1f} | {100 * share:.1f} % | "
+            f"{1000 * worst['latency_median']:.1f} ms | {1000 * worst['latency_p95']:.1f} ms | "
+            f"{worst['longest_wait']:.2f} s | {cores:.2f} | {more} |"
+        )
+    last = runs[-1]
+    yield from ["", f"Each of {last['cameras']}:", "", "| camera | frames | dropped | steps | latency, median | p95 |"]
+    yield "|---|---|---|---|---|---|"
+    for camera in last["each"]:
+        times = " | ".join(f"{1000 * camera[key]:.1f} ms" for key in ("latency_median", "latency_p95"))
+        yield f"| {camera['name']} | {camera['given']} | {camera['dropped']} | {camera['steps']} | {times} |"
 
 
 def _floor(floor: Mapping[str, Any]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,7 +28,8 @@ class Output(NamedTuple):
         frame: uint8 (H, W, 3), BGR, which belongs to the caller; None where no frames were asked for, or where a newer
             frame of a live source was there before the caller had time for this one.
         time: Source time in seconds.
-        result: Of the network step; None where the frame was skipped to keep to the model's frame rate.
+        result: Of the network step; None where the frame was skipped to keep to the model's frame rate, or the step
+            failed.
     """
 
     frame: Frame | None
@@ -48,7 +49,8 @@ class Pipeline:
     """Runs a source through a recognizer in two threads and hands the outputs, in order, to a third: the caller's.
 
     The reader decodes, picks the frames and makes the network's inputs of them; the engine makes the steps; whoever
-    iterates shows or writes what comes out. The results are those of ``Recognizer.update`` in a loop.
+    iterates shows or writes what comes out. The results are those of ``Recognizer.update`` in a loop. Where the source
+    begins another stream (`Reading.stream`), so does the recognizer.
 
     A file loses nothing: it is read ahead by a few frames, and waits for the slowest of the three. From a live source
     the engine gets the newest frame: there is one input buffer, and no frame is taken from the source before it is
@@ -69,7 +71,15 @@ class Pipeline:
         ...         ...
     """
 
-    def __init__(self, recognizer: Recognizer, source: Source, *, frames: bool, max_frames: int | None = None) -> None:
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        source: Source,
+        *,
+        frames: bool,
+        max_frames: int | None = None,
+        on_frame: Callable[[], object] | None = None,
+    ) -> None:
         """Prepare the buffers; the threads start with the block.
 
         Args:
@@ -78,12 +88,14 @@ class Pipeline:
             frames: Whether to hand out the frames. Without, there is one output per step, and frames that no step
                 needs are not made into pictures.
             max_frames: How many frames to take from the source; None means all.
+            on_frame: Called for each frame that was taken from the source, in the thread that reads.
         """
         self.frame_count = 0
         self._recognizer = recognizer
         self._source = source
         self._frames = frames
         self._max_frames = max_frames
+        self._on_frame = on_frame
         self._most = _MOST_RESULTS if source.live else _MOST_FRAMES
         shape = recognizer.input.shape
         self._inputs = [recognizer.input] if source.live else [np.empty(shape, np.uint8) for _ in range(_INPUTS)]
@@ -130,13 +142,32 @@ class Pipeline:
             StopIteration: At the end of the source.
             UserError: What went wrong in a thread, after all that came out before.
         """
+        while (output := self.take(None)) is None:
+            pass
+        return output
+
+    def take(self, timeout: float | None) -> Output | None:
+        """Wait for the next output, but not for longer than a time-out.
+
+        Args:
+            timeout: Seconds; None waits as long as it takes.
+
+        Returns:
+            The output, or None where there was none in time.
+
+        Raises:
+            StopIteration: At the end of the source.
+            UserError: As ``__next__`` does.
+        """
         with self._news:
-            while not self._done and not self._all_done:
-                self._news.wait()
+            if not self._done and not self._all_done:
+                self._news.wait(timeout)
             if self._done:
                 self._under_way -= 1
                 self._room.notify()
                 return self._done.popleft()
+            if not self._all_done:
+                return None
         if self._error is not None:
             raise self._error
         raise StopIteration
@@ -168,13 +199,19 @@ class Pipeline:
     def _read_all(self) -> None:
         recognizer, source = self._recognizer, self._source
         wanted = None if self._frames else recognizer.wants
+        stream = None
         while self.frame_count != self._max_frames:
             buffer = self._wait_for_room()
             reading = None if buffer is None else source.read(wanted)
             if buffer is None or reading is None:
                 return
             self.frame_count += 1
-            frame, time, arrived = reading
+            if self._on_frame is not None:
+                self._on_frame()
+            frame, time, arrived, _ = reading
+            if stream not in (None, reading.stream):
+                recognizer.restart()
+            stream = reading.stream
             prepared = recognizer.prepare(frame, time, buffer, arrived=arrived, dropped=source.dropped)
             with self._work:
                 if prepared is None:

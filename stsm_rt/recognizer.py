@@ -111,6 +111,8 @@ class Recognizer:
             other slot needs that, so that nothing is copied.
         roi: The part of each frame that the network sees: x, y, width, height in pixels; None for the whole
             frame.
+        resets: How often the state was reset because the stream broke or was restarted, or because a step failed.
+        failures: How many steps failed: the engine raised an error or gave numbers that are not finite.
 
     Example:
         >>> recognizer = Recognizer()  # doctest: +SKIP
@@ -128,6 +130,7 @@ class Recognizer:
         smoothing: int | None = None,
         roi: tuple[int, int, int, int] | None = None,
         every_frame: float | None = None,
+        patience: int = 1,
     ) -> None:
         """Open the engine, unless it is open already, and reset the slot's state.
 
@@ -144,6 +147,8 @@ class Recognizer:
                 rate. With k frames for each step of the model it is as if k recognizers were fed in turn: the engine
                 has a stride of k (`Sampler.stride`), and the decision averages over the same span of time. None: at
                 the model's frame rate.
+            patience: Steps that have to fail in a row before that is an error; at each one before, the state is reset,
+                there is no result, and the stream goes on. 1, the default, forgives none: who measures wants to know.
 
         Raises:
             UserError: If the engine cannot be opened, has no such slot or another stride, or an option is out of its
@@ -151,6 +156,8 @@ class Recognizer:
         """
         if slot < 0:
             raise UserError(f"the slot must be at least 0, not {slot}")
+        if patience < 1:
+            raise UserError(f"the patience must be at least 1 step, not {patience}")
         if smoothing is not None and smoothing < 1:
             raise UserError(f"the smoothing must be at least 1 step, not {smoothing}")
         if every_frame is not None and not 0 < every_frame < math.inf:
@@ -183,6 +190,8 @@ class Recognizer:
         self._sampler = Sampler(manifest.frame_rate, every_frame=every_frame is not None)
         self._cuts = CutDetector()
         self._size: tuple[int, ...] | None = None
+        self.resets = self.failures = 0
+        self._patience = patience
         self.reset()
 
     def reset(self) -> None:
@@ -191,7 +200,9 @@ class Recognizer:
         self._restarts = False
         self._begin_stream()
         self._frame = -1
-        self._last = (0.0, 0)
+        self._last = self._concluded = (0.0, 0)
+        self._ended: tuple[Event, ...] = ()
+        self._failed = 0
 
     def restart(self) -> None:
         """Let the next frame that is prepared be the first of another stream; any thread may call it.
@@ -214,11 +225,11 @@ class Recognizer:
 
         Returns:
             The result of a network step, or None where the frame was skipped to keep to the model's frame
-            rate.
+            rate, or where the step failed.
 
         Raises:
             UserError: If the frame has another type or shape, the region of interest does not lie inside it,
-                or the time is not finite.
+                the time is not finite, or as many steps in a row have failed as the patience allows.
         """
         arrived = perf_counter()
         check_frame(frame)
@@ -275,19 +286,30 @@ class Recognizer:
         breaks = self._cuts.is_cut(out[0]) or breaks
         return Prepared(out, time, self._frame, before if breaks else None, dropped, arrived)
 
-    def conclude(self, prepared: Prepared) -> Result:
+    def conclude(self, prepared: Prepared) -> Result | None:
         """Do the second half of ``update``: reset the state where the stream broke, make the step, decide.
 
+        Returns:
+            The result, or None where the step failed. The state was reset then, and the event that ended there is in
+            the next result.
+
         Raises:
-            UserError: If the engine fails.
+            UserError: If as many steps in a row have failed as the patience allows.
         """
-        ended: tuple[Event, ...] = ()
         if prepared.ended is not None:
-            ended = self._decision.finish(*prepared.ended)
+            self._ended += self._decision.finish(*prepared.ended)
             self._forget()
-        with self.engine.turn:
-            logits = self.engine.step(prepared.input, self._slots)[0]
-            labels, scores, events = self._decision.update(logits, prepared.time, prepared.frame)
+            self.resets += 1
+        try:
+            with self.engine.turn:
+                logits = self.engine.step(prepared.input, self._slots)[0]
+                # It refuses logits that are not finite.
+                labels, scores, events = self._decision.update(logits, prepared.time, prepared.frame)
+        except Exception as error:  # the runtimes' errors share no base class below it
+            self._recover(error)
+            return None
+        self._failed, self._concluded = 0, (prepared.time, prepared.frame)
+        ended, self._ended = self._ended, ()
         return Result(
             time=prepared.time,
             frame=prepared.frame,
@@ -306,7 +328,8 @@ class Recognizer:
         Returns:
             The event that ended, or nothing.
         """
-        return self._decision.finish(*self._last)
+        ended, self._ended = self._ended, ()
+        return ended + self._decision.finish(*self._last)
 
     def run(self, source: Source | int | str | os.PathLike[str]) -> Iterator[Result]:
         """Reset and recognize a whole source; ``finish`` then gives the event that still runs at its end.
@@ -348,6 +371,19 @@ class Recognizer:
         self._sampler.reset()
         self._size = None
 
+    def _recover(self, error: Exception) -> None:
+        """Go on after a step that failed, with the state at zero; raise the error where the patience is at its end."""
+        self.failures += 1
+        self._failed += 1
+        self._ended += self._decision.finish(*self._concluded)
+        try:
+            self._forget()
+        except Exception as second:  # without a state at zero nothing may go on
+            raise _broken(self._failed, second) from second
+        self.resets += 1
+        if self._failed >= self._patience:
+            raise (error if isinstance(error, UserError) and self._failed == 1 else _broken(self._failed, error))
+
     def _forget(self) -> None:
         with self.engine.turn:
             self.engine.reset(self._slots)
@@ -357,3 +393,9 @@ class Recognizer:
 def _over(spec: DecisionSpec, stride: int) -> DecisionSpec:
     """The same decision over the same time, from steps that come ``stride`` times as fast."""
     return dataclasses.replace(spec, smoothing=spec.smoothing * stride, min_steps=spec.min_steps * stride)
+
+
+def _broken(failed: int, error: Exception) -> UserError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    times = f"at {failed} steps in a row, the last time" if failed > 1 else "at a step"
+    return UserError(f"the engine failed {times} with: {lines[0]}; start again, and build the engine anew if it stays")

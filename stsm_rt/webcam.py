@@ -1,43 +1,39 @@
-"""The command that watches a camera or a video and says what people do."""
+"""The command that watches cameras or a video and says what people do."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import logging
 import os
+import queue
 import signal
 import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from stsm_rt.decision import Event
-from stsm_rt.errors import UserError, redact, report
-from stsm_rt.pipeline import Pipeline
+from stsm_rt.errors import UserError, report
+from stsm_rt.mosaic import draw_lost
+from stsm_rt.pipeline import Output, Pipeline
 from stsm_rt.recognizer import Recognizer, Result
 from stsm_rt.video.fit import crop_rectangle
 from stsm_rt.video.overlay import Overlay
 from stsm_rt.video.sample import sample_clip
-from stsm_rt.video.sinks import Frame, JsonLinesSink, VideoSink, Window, save_snapshot, trial_window
-from stsm_rt.video.source import Source
+from stsm_rt.video.source import Frame, OnChange, Source, SourceState, StateChange
 from stsm_rt.video.sources import open_source
+from stsm_rt.video.window import save_snapshot
+from stsm_rt.webcam_options import Options, Roi, parse
+from stsm_rt.webcam_outputs import Outputs, say
+from stsm_rt.webcam_several import PATIENCE, SeveralCameras
 
 _FALLBACK_RATE = 30.0
 _PAUSE_POLL = 0.1  # seconds between two looks at the keyboard while paused
 _LONGEST_WAIT = 1.0  # seconds that a frame of a slow recording is waited for, deaf to signals
-_LATENCIES = 10_000  # of the last steps; a camera may run for weeks
-
-_Roi = tuple[int, int, int, int]
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
+_PAINTING, _PAINTING_EVERY = 0.02, 0.2  # seconds that the window gets, and how often; else a busy one never paints
+_IDLE = 0.2  # seconds without a frame after which the window and the status line are looked after all the same
+_STALE = 2.0  # seconds without a frame after which a live source's last one is not shown any more
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,15 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None means those of the process.
 
     Returns:
-        The exit code: 0, or 2 after an error in one sentence.
+        The exit code: 0; 1 where a file was given up or nobody read the output any more; 2 after an error in one
+        sentence.
     """
+    # What the sources log is said with the results.
+    logging.getLogger("stsm_rt").addHandler(logging.NullHandler())
     try:
-        arguments = _arguments(argv)
+        options = parse(argv)
         with contextlib.ExitStack() as stack:
-            session = _Session(arguments, stack)
-            with _stopping(session.source):
+            session = SeveralCameras(options, stack) if options.cameras else _OneCamera(options, stack)
+            with _stopping(session.stop):
                 session.play()
-        session.summarize()
+        return session.summarize()
     except UserError as error:
         return report(error)
     except KeyboardInterrupt:
@@ -64,186 +63,150 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read the output has gone, and Python would fail once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
 
 
-@dataclass(frozen=True)
-class _Arguments:
-    engine: str | None
-    source: str | None
-    roi: _Roi | None
-    headless: bool
-    save: Path | None
-    events: Path | None
-    topk: int
-    threshold: float | None
-    smoothing: int | None
-    every_frame: bool
-    max_frames: int | None
-
-
-def _arguments(argv: Sequence[str] | None) -> _Arguments:
-    parser = _Parser(
-        prog="stsm-rt webcam",
-        description="Recognize actions in a camera, a video, a stream or a folder of images, frame by frame.",
-        epilog="Keys in the window: q quits, r resets, space pauses, s takes a snapshot.",
-    )
-    parser.add_argument("--engine", metavar="FILE", help="engine to run (default: the embedded one)")
-    parser.add_argument(
-        "--source",
-        metavar="0|FILE|DIR|URL",
-        help="camera index, video file, folder of images, or rtsp/http URL "
-        "(default: camera 0, or the sample clip where there is none)",
-    )
-    parser.add_argument("--roi", metavar="X,Y,W,H", type=_roi, help="part of the picture to look at, in pixels")
-    parser.add_argument("--headless", action="store_true", help="open no window")
-    parser.add_argument("--save", metavar="OUT.mp4", type=Path, help="write the annotated video")
-    parser.add_argument("--events", metavar="OUT.jsonl", type=Path, help="write results and events as JSON lines")
-    parser.add_argument("--topk", metavar="K", type=int, default=3, help="labels in each result (default: 3)")
-    parser.add_argument("--threshold", metavar="T", type=float, help="score from 0 to 1 that starts an event")
-    parser.add_argument("--smoothing", metavar="N", type=int, help="steps over which the scores are averaged")
-    parser.add_argument(
-        "--every-frame", action="store_true", help="decide on every frame, not only at the model's frame rate"
-    )
-    parser.add_argument("--max-frames", metavar="N", type=int, help="stop after N frames")
-    arguments = _Arguments(**vars(parser.parse_args(argv)))
-    if arguments.max_frames is not None and arguments.max_frames < 1:
-        raise UserError(f"--max-frames must be at least 1, not {arguments.max_frames}")
-    paths = [os.path.realpath(path) for path in (arguments.save, arguments.events, arguments.source) if path]
-    if len(set(paths)) < len(paths):
-        raise UserError("--save, --events and --source must be different files")
-    return arguments
-
-
-def _roi(text: str) -> _Roi:
-    try:
-        x, y, width, height = (int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"x,y,w,h in whole pixels were expected, for example 40,0,320,240, not {text!r}"
-        ) from None
-    return x, y, width, height
-
-
-def _open(spec: str | None, roi: _Roi | None) -> tuple[Source, _Roi | None]:
+def _open(options: Options, on_change: OnChange) -> tuple[Source, Roi | None]:
     """Open the source that was asked for, or camera 0, or else the sample clip with its region."""
-    if spec is not None:
-        return open_source(spec), roi
+
+    def opened(spec: str | int) -> Source:
+        return open_source(
+            spec, read_timeout=options.read_timeout, max_retries=options.max_retries, on_change=on_change
+        )
+
+    if options.source is not None:
+        return opened(options.source), options.roi
     try:
-        return open_source(0), roi
+        return opened(0), options.roi
     except UserError:
         pass
     try:
         clip = sample_clip()
     except UserError as error:
         raise UserError(f"no camera was found and {error}") from error
-    _say("no camera was found, so the sample clip is played (choose another with --source)")
-    return open_source(clip.path), roi or clip.roi
+    say("no camera was found, so the sample clip is played (choose another with --source)")
+    return open_source(clip.path, on_change=on_change), options.roi or clip.roi
 
 
-class _Session:
+class _OneCamera:
     """One source on its way through the recognizer to the sinks."""
 
-    def __init__(self, arguments: _Arguments, stack: contextlib.ExitStack) -> None:
-        source, roi = _open(arguments.source, arguments.roi)
-        self.source = stack.enter_context(source)
-        if arguments.every_frame and source.frame_rate is None:
+    def __init__(self, options: Options, stack: contextlib.ExitStack) -> None:
+        self._changes: queue.SimpleQueue[StateChange] = queue.SimpleQueue()
+        source, roi = _open(options, self._changes.put)
+        self._source = stack.enter_context(source)
+        if options.every_frame and source.frame_rate is None:
             raise UserError(f"--every-frame needs the frame rate of {source.name}, which declares none; leave it out")
         self._recognizer = Recognizer(
-            arguments.engine,
-            topk=arguments.topk,
-            threshold=arguments.threshold,
-            smoothing=arguments.smoothing,
+            options.engine,
+            topk=options.topk,
+            threshold=options.threshold,
+            smoothing=options.smoothing,
             roi=roi,
-            every_frame=source.frame_rate if arguments.every_frame else None,
+            every_frame=source.frame_rate if options.every_frame else None,
+            patience=PATIENCE,
         )
         manifest = self._recognizer.engine.manifest
         crop_rectangle(source.size, roi, (manifest.input_width, manifest.input_height))
         self._overlay = Overlay(roi=roi)
-        self._lines: JsonLinesSink | None = None
-        self._video: VideoSink | None = None
-        self._window: Window | None = None
-        if arguments.events:
-            self._lines = stack.enter_context(JsonLinesSink(arguments.events))
-        if arguments.save:
-            rate = source.frame_rate or _FALLBACK_RATE
-            self._video = stack.enter_context(VideoSink(arguments.save, source.size, rate))
-        if not arguments.headless:
-            with trial_window() as reason:
-                if reason is None:
-                    self._window = stack.enter_context(Window("stsm-rt", source.size))
-            _say(
-                f"{reason}, so it runs headless"
-                if reason
-                else "keys in the window: q quits, r resets, space pauses, s takes a snapshot"
-            )
-        _say(f"watching {source.name}, {source.size[0]}x{source.size[1]} pixels")
+        self._outputs = Outputs(options, stack, live=source.live)
+        self._outputs.add(source.name, source, self._recognizer)
+        self._outputs.open_video(source.size, source.frame_rate or _FALLBACK_RATE)
+        keys = "keys in the window: q quits, r resets, space pauses, s takes a snapshot"
+        self._outputs.open_window(source.size, keys)
+        say(f"watching {source.name}, {source.size[0]}x{source.size[1]} pixels")
         self._pipeline = Pipeline(
             self._recognizer,
             source,
-            frames=self._video is not None or self._window is not None,
-            max_frames=arguments.max_frames,
+            frames=self._outputs.video is not None or self._outputs.window is not None,
+            max_frames=options.max_frames,
+            on_frame=lambda: self._outputs.frame(source.name),
         )
         self._result: Result | None = None
-        self._latencies: deque[float] = deque(maxlen=_LATENCIES)
-        self._steps = self._events = 0
+        self._reason = ""
         self._fps = 0.0
-        self._begin = self._previous = monotonic()
+        self._previous = self._shown = monotonic()
+        self._painted = 0.0
+
+    def stop(self) -> None:
+        """End at the next frame; may be called from a signal handler."""
+        self._source.stop()
 
     def play(self) -> None:
         """Play the source to its end, to the last frame asked for, or until somebody stops it."""
-        start = monotonic()
-        with self._pipeline:
-            for frame, time, result in self._pipeline:
-                if result is not None:
-                    self._take(result)
-                # The first frame is always a step.
-                if frame is not None and self._result is not None:
-                    self._measure()
-                    self._overlay.draw(frame, self._result, time=time, fps=self._fps)
-                    if self._video:
-                        self._video.write(frame, time if self.source.live else None)
-                    if self._window and not self.source.stopped:
-                        due = 0.0 if self.source.live else start + time - monotonic()
-                        start += self._show(frame, min(max(0.0, due), _LONGEST_WAIT))
-        self._tell(self._recognizer.finish())
+        self._start = monotonic()
+        try:
+            with self._pipeline:
+                self._take_all()
+        finally:
+            self._take_changes()
+            self._outputs.events(self._source.name, self._recognizer.finish())
 
-    def summarize(self) -> None:
-        """Say what was done and where the files are."""
-        seconds = monotonic() - self._begin
-        _say(
-            f"{_count(self._pipeline.frame_count, 'frame')}, {_count(self._steps, 'step')}, "
-            f"{_count(self._events, 'event')} in {seconds:.1f} s"
-            + (f", {self.source.dropped} frames dropped" if self.source.live else "")
-        )
-        if self.source.live and self._latencies:
-            median, p95 = 1000 * np.percentile(self._latencies, (50, 95))
-            _say(f"from a frame's arrival to its result: median {median:.1f} ms, p95 {p95:.1f} ms")
-        if self._video:
-            _say(f"annotated video: {self._video.path}")
-        if self._lines:
-            _say(f"results and events: {self._lines.path}")
+    def summarize(self) -> int:
+        """Say what was done, and give the exit code."""
+        self._outputs.summarize(self._pipeline.frame_count)
+        return int(self._outputs.failed)
 
-    def _take(self, result: Result) -> None:
-        self._result = result
-        self._steps += 1
-        self._latencies.append(result.latency)
-        self._overlay.follow(result)
-        if self._lines:
-            self._lines.write(result.to_record())
-        self._tell(result.events)
+    def _take_all(self) -> None:
+        while True:
+            try:
+                output = self._pipeline.take(_IDLE)
+            except StopIteration:
+                return
+            self._take_changes()
+            if output is not None:
+                self._take(output)
+            elif self._source.live:
+                self._show_lost()
+            self._outputs.tick()
+
+    def _take(self, output: Output) -> None:
+        frame, time, result = output
+        if result is not None:
+            self._result = result
+            self._overlay.follow(result)
+            self._outputs.result(self._source.name, result)
+        # The first frame is a step, unless that failed.
+        if frame is not None and self._result is not None:
+            self._measure()
+            self._overlay.draw(frame, self._result, time=time, fps=self._fps)
+            self._outputs.write_frame(frame, time if self._source.live else None)
+            if self._outputs.window and not self._source.stopped:
+                now = self._shown = monotonic()
+                wait = 0.0 if self._source.live else min(self._start + time - now, _LONGEST_WAIT)
+                if now - self._painted > _PAINTING_EVERY:
+                    wait = max(wait, _PAINTING)
+                if wait >= _PAINTING:
+                    self._painted = now
+                self._start += self._show(frame, max(0.0, wait))
+
+    def _take_changes(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                change = self._changes.get_nowait()
+                self._reason = change.reason
+                self._outputs.change(self._source.name, change)
+
+    def _show_lost(self) -> None:
+        """Show in the window that no frame comes, and not the last one as if it were new."""
+        silence = monotonic() - self._shown
+        running = self._source.state is SourceState.RUNNING
+        if self._outputs.window and not self._source.stopped and (not running or silence > _STALE):
+            image: Frame = np.zeros((self._source.size[1], self._source.size[0], 3), np.uint8)
+            state = f"no frame for {silence:.0f} s" if running else self._source.state.value
+            draw_lost(image, state, "" if running else self._reason)
+            self._show(image, 0.0)
 
     def _show(self, image: Frame, wait: float) -> float:
         """Show a frame, obey the keys, and return how long it was paused in seconds."""
-        assert self._window is not None
-        key = self._window.show(image, wait)
+        assert self._outputs.window is not None
+        key = self._outputs.window.show(image, wait)
         begin = monotonic()
         if key == " ":
             self._pipeline.pause()
             self._overlay.change_note(image, "paused")
             key = None
-            while key not in (" ", "q") and not self.source.stopped:
-                key = self._window.show(image, _PAUSE_POLL)
+            while key not in (" ", "q") and not self._source.stopped:
+                key = self._outputs.window.show(image, _PAUSE_POLL)
                 self._obey(key, image)
             self._previous = monotonic()
             self._pipeline.resume()
@@ -252,23 +215,12 @@ class _Session:
 
     def _obey(self, key: str | None, image: Frame) -> None:
         if key == "q":
-            self.source.stop()
+            self.stop()
         elif key == "r":
             self._pipeline.reset()
-            _say("reset")
+            say("reset")
         elif key == "s":
-            _say(f"snapshot: {save_snapshot(image)}")
-
-    def _tell(self, events: tuple[Event, ...]) -> None:
-        for event in events:
-            if event.end is None:
-                self._events += 1
-                _say(f"{event.start:8.2f} s  {event.label} starts (score {event.peak:.2f})")
-            else:
-                length = event.end - event.start
-                _say(f"{event.end:8.2f} s  {event.label} ends after {length:.2f} s (peak {event.peak:.2f})")
-            if self._lines:
-                self._lines.write(event.to_record())
+            say(f"snapshot: {save_snapshot(image)}")
 
     def _measure(self) -> None:
         now = monotonic()
@@ -278,17 +230,17 @@ class _Session:
 
 
 @contextlib.contextmanager
-def _stopping(source: Source) -> Iterator[None]:
-    """End the source at SIGINT or SIGTERM, so that all files are completed; a second one ends the process."""
+def _stopping(stop: Callable[[], object]) -> Iterator[None]:
+    """End it all at SIGINT or SIGTERM, so that all files are completed; a second one ends the process."""
     before: dict[int, Any] = {}
 
-    def stop(number: int, frame: object) -> None:
-        source.stop()
+    def handle(number: int, frame: object) -> None:
+        stop()
         signal.signal(number, before[number])
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, stop)
+            before[number] = signal.signal(number, handle)
     except ValueError:  # not in the main thread: signals go elsewhere
         pass
     try:
@@ -296,14 +248,6 @@ def _stopping(source: Source) -> Iterator[None]:
     finally:
         for which, handler in before.items():
             signal.signal(which, handler)
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
-def _say(line: str) -> None:
-    print(redact(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -196,6 +196,86 @@ def test_frames_are_neither_changed_nor_kept(tiny_engine: Any) -> None:
     assert scores(results) == expected
 
 
+def broken(engine: Engine, failures: dict[int, Any]) -> Engine:
+    """The same engine, whose steps fail at these numbers, from 0: by an error, or by a number among the logits."""
+    step, made = engine.step, iter(range(10_000))
+
+    def failing(frames: np.ndarray, slots: Any = None) -> np.ndarray:
+        logits = step(frames, slots)
+        failure = failures.get(next(made))
+        if isinstance(failure, Exception):
+            raise failure
+        if failure is not None:
+            logits[0, 1] = failure
+        return logits
+
+    engine.step = failing  # type: ignore[method-assign]
+    return engine
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("CUDA error"), UserError("no"), np.nan, np.inf, -np.inf])
+def test_a_step_that_fails_resets_the_state_and_the_stream_goes_on(tiny_engine: Any, failure: Any) -> None:
+    frames = plain("blue", 8) + plain("blue", 12)
+    recognizer = Recognizer(broken(Engine.open(tiny_engine.path), {8: failure}), patience=2)
+    results = [recognizer.update(frame, i / 10) for i, frame in enumerate(frames)]
+    assert [i for i, result in enumerate(results) if result is None] == [8]
+    assert (recognizer.failures, recognizer.resets) == (1, 1)
+    after = [result for result in results[9:] if result is not None]
+    assert scores(after) == scores(play(Recognizer(tiny_engine.path), frames[9:]))
+    # The event that ran is ended where it was last seen, in the next result.
+    assert results[7] is not None and results[7].active == "blue"
+    assert [(event.label, event.end, event.frame) for event in after[0].events] == [("blue", 0.7, 7)]
+    assert [event.end for event in after[1].events + after[2].events] == [None]
+    assert after[0].warming_up
+
+
+def test_an_event_that_a_failed_step_ended_is_not_lost_at_the_end(tiny_engine: Any) -> None:
+    recognizer = Recognizer(broken(Engine.open(tiny_engine.path), {8: np.nan}), patience=2)
+    play(recognizer, plain("blue", 9))
+    assert [(event.label, event.end) for event in recognizer.finish()] == [("blue", 0.7)]
+    assert recognizer.finish() == ()
+
+
+def test_steps_that_fail_in_a_row_are_an_error(tiny_engine: Any) -> None:
+    frames = noise(9, 1)
+    failures: dict[int, Any] = {1: np.nan, 2: np.nan, 4: np.nan, 5: RuntimeError("lost\ndetails"), 6: np.nan}
+    recognizer = Recognizer(broken(Engine.open(tiny_engine.path), failures), patience=3)
+    for i, frame in enumerate(frames[:6]):
+        assert (recognizer.update(frame, i / 10) is None) == (i in failures)
+    with pytest.raises(UserError, match="failed at 3 steps in a row, the last time with: the engine gave logits that"):
+        recognizer.update(frames[6], 0.6)
+    strict = Recognizer(broken(Engine.open(tiny_engine.path), {0: RuntimeError("lost\ndetails")}))
+    with pytest.raises(UserError, match="the engine failed at a step with: lost; start again, and build"):
+        strict.update(frames[0], 0.0)
+    with pytest.raises(UserError, match="patience must be at least 1 step, not 0"):
+        Recognizer(tiny_engine.path, patience=0)
+
+
+def test_a_state_that_cannot_be_reset_is_an_error_at_once(tiny_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = broken(Engine.open(tiny_engine.path), {0: RuntimeError("first")})
+    recognizer = Recognizer(engine, patience=9)
+
+    def reset(slots: Any = None) -> None:
+        raise RuntimeError("the GPU has gone")
+
+    monkeypatch.setattr(engine, "reset", reset)
+    with pytest.raises(UserError, match="the GPU has gone"):
+        recognizer.update(noise(1, 0)[0], 0.0)
+
+
+def test_resets_of_the_state_are_counted(tiny_engine: Any) -> None:
+    recognizer = Recognizer(tiny_engine.path)
+    play(recognizer, noise(5, 1))
+    assert recognizer.resets == 0
+    play(recognizer, noise(5, 2), 9.0)
+    recognizer.restart()
+    play(recognizer, noise(5, 3), 9.5)
+    # A new stream after a gap is one reset, not two.
+    recognizer.restart()
+    play(recognizer, noise(5, 4), 20.0)
+    assert recognizer.resets == 3
+
+
 def test_options_reach_the_results(make_engine: Any) -> None:
     spec = DecisionSpec(smoothing=5, threshold=0.999, release=0.4, min_steps=1)
     path = make_engine(decision=spec, frame_rate=5.0).path

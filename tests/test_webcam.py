@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from clips import http_server, plain, read_all, write_video
-from display import Display, virtual_display
+from command import ROOT, SIZE, Lines, press_until, records, running, webcam
+from display import virtual_display
+from onnx import numpy_helper
 
-from stsm_rt.manifest import manifest_path
+from stsm_rt.manifest import manifest_path, sha256_of
 from stsm_rt.video.sources import RecordedSource, open_source
 from stsm_rt.webcam import main
-
-ROOT = Path(__file__).resolve().parents[1]
-SIZE = (320, 240)
 
 
 @pytest.fixture(scope="module")
@@ -37,39 +32,6 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four seconds: black, green from 1 to 3 s, black."""
     frames = plain("black", 30, SIZE) + plain("green", 60, SIZE) + plain("black", 30, SIZE)
     return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4", frames)
-
-
-def environment(**variables: str) -> dict[str, str]:
-    hidden = ("DISPLAY", "WAYLAND_DISPLAY")
-    kept = {name: value for name, value in os.environ.items() if name not in hidden}
-    return {**kept, "PYTHONPATH": str(ROOT), **variables}
-
-
-@contextmanager
-def running(folder: Path, *arguments: object, **variables: str) -> Iterator[subprocess.Popen[str]]:
-    """The command as a process that does not outlive the block."""
-    with subprocess.Popen(
-        [sys.executable, str(ROOT / "demo" / "webcam.py"), *map(str, arguments)],
-        cwd=folder,
-        env=environment(**variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def webcam(folder: Path, *arguments: object, **variables: str) -> tuple[int, str, str]:
-    with running(folder, *arguments, **variables) as process:
-        out, err = process.communicate(timeout=60)
-    return process.returncode, out, err
-
-
-def records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def test_it_says_what_happens_and_writes_the_video_and_the_lines(tiny_engine: Any, clip: Path, tmp_path: Path) -> None:
@@ -202,6 +164,8 @@ def test_a_camera_on_the_network_is_watched_and_its_password_kept(tiny_engine: A
             "a.mp4",
             "--events",
             "a.jsonl",
+            "--max-retries",
+            0,
         )
         assert (code, err) == (0, "")
         assert " red starts" in out and "frames dropped" in out and "watching http://***@127.0.0.1" in out
@@ -216,6 +180,33 @@ def test_a_camera_on_the_network_is_watched_and_its_password_kept(tiny_engine: A
         for arguments in (("--source", wrong), ("--sorce", address), (address,), ("--roi", address)):
             code, out, err = webcam(tmp_path, "--engine", tiny_engine.path, *arguments)
             assert code == 2 and "***@" in err and "hush" not in out + err
+
+
+def test_an_engine_that_gives_no_numbers_ends_it_with_a_sentence_and_no_result(
+    make_engine: Any, clip: Path, tmp_path: Path
+) -> None:
+    engine = make_engine()
+    graph = onnx.load(engine.path)
+    bias = next(tensor for tensor in graph.graph.initializer if tensor.name == "bias")
+    bias.CopyFrom(numpy_helper.from_array(np.full(4, np.nan, np.float32), "bias"))
+    onnx.save(graph, engine.path)
+    dataclasses.replace(engine.manifest, sha256=sha256_of(engine.path)).save(engine.path)
+    # A pipe keeps what was written, though a run on a recording that fails leaves no file.
+    for sources in (["--source", clip], ["--source", clip, "--source", clip]):
+        code, out, err = webcam(tmp_path, "--engine", engine.path, *sources, "--headless", "--events", "/dev/stdout")
+        assert code == 2 and err.count("\n") == 1
+        assert "failed at 5 steps in a row, the last time with: the engine gave logits that are not finite" in err
+        assert '"kind": "source"' in out and '"kind": "result"' not in out
+
+
+def test_what_a_recording_does_is_in_the_lines(tiny_engine: Any, clip: Path, tmp_path: Path) -> None:
+    webcam(tmp_path, "--engine", tiny_engine.path, "--source", clip, "--events", "a.jsonl", "--headless")
+    found = records(tmp_path / "a.jsonl")
+    assert [(line["state"], line["reason"]) for line in found if line["kind"] == "source"] == [
+        ("running", ""),
+        ("ended", ""),
+    ]
+    assert not any("camera" in line for line in found)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -256,6 +247,13 @@ def mistakes() -> Iterator[Any]:
     yield ["--source", "absent.mp4"], "there is no video absent.mp4"
     yield ["--source", "text.mp4"], "text.mp4 is not a video"
     yield ["--source", "98"], "camera 98 cannot be opened"
+    yield ["--source", "clip.mp4", "--source", "absent.mp4"], "there is no video absent.mp4"
+    yield ["--source", "clip.mp4", "--sources", "absent.txt"], "--source cannot be given beside it"
+    yield ["--read-timeout", "0"], "the read timeout must be more than 0 s, not 0.0"
+    yield ["--max-retries", "-1"], "must be at least 0, not -1"
+    yield ["--webhook", "host"], "--webhook"
+    yield ["--mqtt", "http://host/topic"], "--mqtt"
+    yield ["--rotate", "1h"], "is for files that record a camera or a live stream"
     yield ["--engine", "absent.onnx"], "there is no engine file absent.onnx"
     yield ["--engine", "truncated.onnx"], "truncated.onnx"
     yield ["--engine", "lonely.onnx"], "has no manifest"
@@ -293,16 +291,8 @@ def test_a_mistake_is_one_sentence_and_nothing_is_half_written(
     dataclasses.replace(tiny_engine.manifest, sha256=digest).save(tmp_path / "truncated.onnx")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    usual = (
-        "--engine",
-        tiny_engine.path,
-        "--source",
-        "clip.mp4",
-        "--save",
-        "out.mp4",
-        "--events",
-        "out.jsonl",
-    )
+    usual = ["--engine", tiny_engine.path, "--save", "out.mp4", "--events", "out.jsonl"]
+    usual += [] if "--source" in arguments else ["--source", "clip.mp4"]
     code, out, err = webcam(tmp_path, *usual, *arguments)
     assert code == 2
     assert err.startswith("stsm-rt: error: ") and err.count("\n") == 1 and sentence in err
@@ -325,6 +315,13 @@ def test_help_names_every_option(tmp_path: Path) -> None:
         "smoothing",
         "every-frame",
         "max-frames",
+        "sources",
+        "rotate",
+        "max-retries",
+        "read-timeout",
+        "metrics",
+        "webhook",
+        "mqtt",
     ):
         assert f"--{option}" in out
 
@@ -355,11 +352,11 @@ def test_keys_pause_reset_take_snapshots_and_quit(tiny_engine: Any, tmp_path: Pa
         virtual_display(tmp_path / "screen") as display,
         running(tmp_path, *arguments, DISPLAY=display.name) as process,
     ):
-        lines = _Lines(process)
+        lines = Lines(process)
         lines.wait_for("blue starts")
-        _press_until(display, "r", lines, "reset")
+        press_until(display, "r", lines, "reset")
         lines.wait_for("blue starts")
-        _press_until(display, "s", lines, "snapshot: snapshot-0001.png")
+        press_until(display, "s", lines, "snapshot: snapshot-0001.png")
         sleep(2.0)
         playing = display.screenshot().copy()
         display.press("space")
@@ -390,10 +387,10 @@ def test_a_pause_holds_a_camera(tiny_engine: Any, tmp_path: Path) -> None:
             DISPLAY=display.name,
         ) as process,
     ):  # fmt: skip
-        lines = _Lines(process)
+        lines = Lines(process)
         lines.wait_for("blue starts")
         # A snapshot shows that the window has the keyboard.
-        _press_until(display, "s", lines, "snapshot")
+        press_until(display, "s", lines, "snapshot")
         display.press("space")
         sleep(2.5)
         display.press("space")
@@ -404,40 +401,3 @@ def test_a_pause_holds_a_camera(tiny_engine: Any, tmp_path: Path) -> None:
     times = [line["time"] for line in records(tmp_path / "a.jsonl") if line["kind"] == "result"]
     # Nothing was looked at meanwhile.
     assert max(np.diff(times)) > 2
-
-
-class _Lines:
-    """The lines of a process, read as they come."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.seen: list[str] = []
-        self._next = 0
-        self._process = process
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.seen.append(line)
-
-    def has(self, word: str, seconds: float) -> bool:
-        end = monotonic() + seconds
-        while monotonic() < end:
-            for index in range(self._next, len(self.seen)):
-                if word in self.seen[index]:
-                    self._next = index + 1
-                    return True
-            sleep(0.02)
-        return False
-
-    def wait_for(self, word: str) -> None:
-        assert self.has(word, 15), self.seen
-
-
-def _press_until(display: Display, key: str, lines: _Lines, word: str) -> None:
-    """Press a key; again if the window did not have the keyboard yet."""
-    for _ in range(5):
-        display.press(key)
-        if lines.has(word, 2):
-            return
-    raise AssertionError(lines.seen)

@@ -37,11 +37,11 @@ def upload(page: Any, path: Path) -> None:
 
 
 def command_line(clip: Path, folder: Path, *options: str) -> list[dict[str, Any]]:
-    """The records that the command line writes for a clip, without what differs from run to run."""
+    """The results and events that the command line writes for a clip, without what differs from run to run."""
     out = folder / "cli.jsonl"
     command = [sys.executable, str(ROOT / "demo" / "webcam.py"), "--headless", "--source", str(clip)]
     subprocess.run([*command, "--events", str(out), *options], check=True, capture_output=True)
-    return records(out)
+    return [record for record in records(out) if record["kind"] != "source"]
 
 
 def records(path: Path) -> list[dict[str, Any]]:
