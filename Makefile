@@ -82,6 +82,6 @@ $(RTX_VENV)/.ready: pyproject.toml
 
 $(DEV_VENV)/.ready: pyproject.toml
 	test -x $(DEV_VENV)/bin/python || $(PYTHON) -m venv $(DEV_VENV)
-	$(DEV_VENV)/bin/python -m pip install --quiet --editable '.[dev,train,build,ui]'
+	$(DEV_VENV)/bin/python -m pip install --quiet --editable '.[dev,train,build,ui,live]'
 	$(DEV_VENV)/bin/python -m pip install --quiet --no-deps --ignore-requires-python sports2d==0.8.34
 	touch $@
