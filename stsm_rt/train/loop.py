@@ -1,63 +1,33 @@
-"""The training loop: clips in, weights out; resumable after every epoch."""
+"""The training loop: clips in, weights out; on one or several processes, resumable after every epoch."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from stsm_rt.channel_order import order_channels
-from stsm_rt.checkpoints import lite0_package_weights, load_pretrained
 from stsm_rt.errors import UserError
 from stsm_rt.networks import StreamingNetwork
-from stsm_rt.train.augment import centre_boxes, crop_and_resize, random_boxes, random_indices, vary_colours
-from stsm_rt.train.datasets import ClipSet, sample_indices
+from stsm_rt.train.batch_norm import synchronise, train_mode
+from stsm_rt.train.batches import Batch, Step, TrainingData
+from stsm_rt.train.datasets import ClipSet
+from stsm_rt.train.memory_clips import MemoryClips
+from stsm_rt.train.optimisation import Objective, Opaque, make_optimiser, make_schedule
+from stsm_rt.train.processes import make_fabric, on_first, together, total
 from stsm_rt.train.recipe import Recipe
+from stsm_rt.train.run_folder import RunFolder
+from stsm_rt.train.start import build_network, initialise
 
-BACKGROUND = "nothing"
-
-
-def class_names(recipe: Recipe, clips: ClipSet) -> tuple[str, ...]:
-    """One name per logit: the data's classes and, if the recipe asks for it, the background."""
-    return (*clips.classes, BACKGROUND) if recipe.background else clips.classes
-
-
-def build_network(recipe: Recipe, classes: int, pretrained: str | Path | None = None) -> StreamingNetwork:
-    """The recipe's network, with ImageNet weights where it starts from them.
-
-    Args:
-        recipe: The recipe.
-        classes: Number of logits.
-        pretrained: File of the weights to start from; None: those of the Lite0 package.
-
-    Raises:
-        UserError: The weights are missing or another network's.
-    """
-    network = StreamingNetwork(
-        recipe.network,
-        classes,
-        shift=recipe.shift_spec(),
-        rates=recipe.rates,
-        changes=recipe.changes,
-        dropout=recipe.dropout,
-    )
-    if recipe.pretrained:
-        if pretrained is None and recipe.network != "lite0":
-            raise UserError(
-                f"recipe {recipe.name} starts from ImageNet weights of {recipe.network}: give --pretrained FILE"
-            )
-        load_pretrained(network, pretrained or lite0_package_weights())
-    return network
+LOOK_EVERY = 20  # optimiser steps between looks at the loss, which make the device wait
 
 
 class Trainer:
@@ -65,206 +35,68 @@ class Trainer:
 
     Args:
         recipe: What to do.
-        clips: The data.
-        train: Indices of the clips to train on.
+        data: The clips: a set in memory, or what `batches.TrainingData` describes.
+        train: Of a set in memory, indices of the clips to train on.
+        held_out: Clips to validate with after every epoch, as indices into the set in memory or into the held-out part
+            of `data`; the best epoch's weights are kept by `save_best`. None: there is no validation.
+        fabric: The processes, launched; None: this one, on `device`.
         device: Where; on CUDA the forward pass runs in bfloat16.
-        pretrained: File of ImageNet weights; None: those of the Lite0 package.
+        accumulate: Forward and backward passes per optimiser step.
+        pretrained: File of pretrained weights; None: those of the Lite0 package.
         folder: Where the log and the checkpoint go; None: nowhere.
-        progress: Called with (epoch, mean loss) after every epoch.
+        progress: Called with (epoch, mean loss) after every epoch, in the first process.
+        on_step: Called with the number of optimiser steps done, in the first process.
+        save_best: Called with (network, top-1) in the first process when an epoch validates best.
 
     Attributes:
         network: Being trained.
         averaged: What to keep: the exponential average of `network`, or itself.
+        top1: Of the last validation, None before the first.
     """
 
     def __init__(
         self,
         recipe: Recipe,
-        clips: ClipSet,
-        train: Tensor,
+        data: ClipSet | TrainingData,
+        train: Tensor | None = None,
         *,
+        held_out: Tensor | None = None,
+        fabric: Fabric | None = None,
         device: torch.device | str = "cpu",
+        accumulate: int = 1,
         pretrained: str | Path | None = None,
         folder: Path | None = None,
         progress: Callable[[int, float], None] | None = None,
+        on_step: Callable[[int], None] | None = None,
+        save_best: Callable[[StreamingNetwork, float], None] | None = None,
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.clips, self.train_list = recipe, clips, train
-        self.device = torch.device(device)
-        self.folder, self.progress = folder, progress
-        self.classes = class_names(recipe, clips)
-        self.size = (recipe.height, recipe.width)
-        self.source_size = (clips.frames.shape[2], clips.frames.shape[3])
-        self.stride = clips.frame_rate / recipe.frame_rate
-        self.generator = torch.Generator().manual_seed(recipe.seed)
-        self.network = build_network(recipe, len(self.classes), pretrained).to(self.device)
-        self.network = self.network.to(memory_format=torch.channels_last)
-        self.epoch = 0
-
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """bfloat16 on CUDA, nothing elsewhere."""
-        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else contextlib.nullcontext()
-
-    def _frames(self, chosen: Tensor, indices: Tensor) -> Tensor:
-        home = self.clips.frames.device
-        frames = self.clips.frames[chosen[:, None].to(home), indices.to(home)].to(self.device, non_blocking=True)
-        return frames if frames.shape[-1] == 3 else frames.expand(*frames.shape[:-1], 3)
-
-    def training_batch(self, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Augmented clips.
-
-        Args:
-            chosen: Indices of clips (B,).
-
-        Returns:
-            Frames float (B, T, H, W, 3) in 0 to 255, target distributions (B, K), step weights (B, T) that sum to 1.
-        """
-        recipe, augmentation, generator = self.recipe, self.recipe.augmentation, self.generator
-        count = len(chosen)
-        indices, valid = random_indices(self.clips.lengths[chosen], self.stride, recipe.steps, augmentation, generator)
-        labels = self.clips.labels[chosen].clone()
-        still = torch.rand(count, generator=generator) < recipe.background
-        if recipe.background:
-            labels[still] = len(self.classes) - 1
-            indices[still] = indices[still, :1]
-            valid = valid | still[:, None]
-        boxes = random_boxes(count, recipe.steps, self.source_size, self.size, augmentation, generator, still=still)
-        flip = (torch.rand(count, generator=generator) < 0.5) if augmentation.flip else None
-        frames = crop_and_resize(self._frames(chosen, indices), boxes, self.size, flip)
-        frames = vary_colours(frames, augmentation, generator, still=still)
-        weights = valid.float() * torch.arange(1, recipe.steps + 1)
-        weights = weights / weights.sum(1, keepdim=True)
-        targets = F.one_hot(labels, len(self.classes)).float()
-        if augmentation.mixup:
-            other = torch.randperm(count, generator=generator)
-            share = torch.rand(count, generator=generator)
-            share = torch.where(torch.rand(count, generator=generator) < augmentation.mixup, share, 1.0)
-            targets = targets * share[:, None] + targets[other] * (1 - share[:, None])
-            share = share.to(self.device).view(-1, 1, 1, 1, 1)
-            frames = frames * share + frames[other.to(self.device)] * (1 - share)
-        return frames, targets.to(self.device), weights.to(self.device)
-
-    def plain_batches(self, chosen: Tensor, batch: int = 16) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Whole clips as a stream sees them: (indices, frames (B, T, H, W, 3), index of the last step (B,))."""
-        steps = math.ceil(self.clips.frames.shape[1] / self.stride)
-        boxes = centre_boxes(1, self.source_size, self.size)
-        for part in chosen.split(batch):
-            indices, valid = sample_indices(self.clips.lengths[part], self.stride, steps)
-            frames = crop_and_resize(self._frames(part, indices), boxes.expand(len(part), 1, 4), self.size)
-            yield part, frames, valid.sum(1) - 1
-
-    @torch.no_grad()
-    def logits(self, chosen: Tensor, network: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-        """Logits (B, T, K) of whole clips and the index (B,) of each one's last step, on the CPU."""
-        network = network or self.averaged
-        network.eval()
-        outputs, last = [], []
-        for _, frames, end in self.plain_batches(chosen):
-            with self.autocast():
-                outputs.append(network(frames).float().cpu())
-            last.append(end)
-        return torch.cat(outputs), torch.cat(last)
-
-    def accuracy(self, chosen: Tensor, smoothing: int = 1, network: nn.Module | None = None) -> float:
-        """Top-1 at the last step, of the mean probability over the last `smoothing` steps, without the background."""
-        logits, last = self.logits(chosen, network)
-        probabilities = logits.softmax(-1)[..., : len(self.clips.classes)]
-        hits = 0
-        for p, end, label in zip(probabilities, last.tolist(), self.clips.labels[chosen].tolist(), strict=True):
-            hits += int(p[max(0, end + 1 - smoothing) : end + 1].mean(0).argmax()) == label
-        return hits / len(chosen)
-
-    @torch.no_grad()
-    def _head_features(self, passes: int) -> tuple[Tensor, Tensor]:
-        """Features (M, F) and labels (M,) of training clips at their last steps, from augmented passes."""
-        features, labels = [], []
-        self.network.eval()
-        for _ in range(passes):
-            for part in self.train_list.split(self.recipe.batch):
-                frames, targets, weights = self.training_batch(part)
-                with self.autocast():
-                    seen = self.network.averages.clip(self.network.clip_features(frames).float())
-                last = (weights > 0).sum(1) - 1
-                features.append(seen[torch.arange(len(part)), last].float())
-                labels.append(targets)
-        return torch.cat(features), torch.cat(labels)
-
-    def fit_classifier(self) -> None:
-        """Start the classifier from a logistic regression on the untrained backbone's features."""
-        features, targets = self._head_features(2 if self.recipe.augmentation.flip else 1)
-        network = self.network
-        network.offset.copy_(features.mean(0))
-        network.scale.copy_(1 / features.std(0).clamp(min=1e-3))
-        if not self.recipe.head_l2:
-            return
-        standard = (features - network.offset) * network.scale
-        weight = torch.zeros_like(network.classifier.weight, requires_grad=True)
-        bias = torch.zeros_like(network.classifier.bias, requires_grad=True)
-        optimiser = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
-
-        def loss() -> Tensor:
-            optimiser.zero_grad()
-            value = F.cross_entropy(standard @ weight.T + bias, targets)
-            value = value + self.recipe.head_l2 * weight.square().sum()
-            value.backward()
-            return value
-
-        optimiser.step(loss)
-        with torch.no_grad():
-            network.classifier.weight.copy_(weight)
-            network.classifier.bias.copy_(bias)
-
-    def _initialise(self) -> None:
-        recipe, network = self.recipe, self.network
-        if recipe.order_channels and network.shift is not None:
-            with self.autocast():
-                order_channels(
-                    network.eval(), self.training_batch(self.train_list[:: len(self.train_list) // 16][:16])[0]
-                )
-        if recipe.pretrained:
-            self.fit_classifier()
-
-    def _prepare(self) -> None:
-        recipe, network = self.recipe, self.network
-        features = getattr(network.backbone, "features", None)
-        for index, block in enumerate(features if isinstance(features, nn.Sequential) else ()):
-            block.requires_grad_(index >= recipe.frozen_blocks)
-        backbone = [p for p in network.backbone.parameters() if p.requires_grad]
-        decay, plain = [p for p in backbone if p.dim() > 1], [p for p in backbone if p.dim() <= 1]
-        self.optimiser = torch.optim.AdamW(
-            [
-                {"params": decay, "lr": recipe.lr, "weight_decay": recipe.weight_decay},
-                {"params": plain, "lr": recipe.lr, "weight_decay": 0.0},
-                {
-                    "params": [network.classifier.weight],
-                    "lr": recipe.head_lr,
-                    "weight_decay": recipe.weight_decay,
-                },
-                {"params": [network.classifier.bias], "lr": recipe.head_lr, "weight_decay": 0.0},
-            ]
-        )
-        self.steps_per_epoch = max(1, len(self.train_list) // recipe.batch)
-        total = self.steps_per_epoch * recipe.epochs
-        rise = max(1, round(recipe.warmup * total))
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimiser,
-            lambda step: (
-                (step + 1) / rise
-                if step < rise
-                else 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
-            ),
-        )
-        self.average = (
-            AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-            if recipe.ema
-            else None
-        )
+        self.recipe, self.held_out, self.accumulate = recipe, held_out, accumulate
+        self.fabric = fabric or make_fabric(device)
+        self.device = self.fabric.device
+        if isinstance(data, ClipSet):
+            chosen = torch.arange(len(data.labels)) if train is None else train
+            self.data: TrainingData = MemoryClips(recipe, data, chosen, self.device)
+        else:
+            self.data = data
+        self.classes = self.data.classes
+        self.folder = RunFolder(folder) if folder is not None else None
+        self.progress, self.on_step, self.save_best = progress, on_step, save_best
+        network = build_network(recipe, len(self.classes), pretrained).to(self.device)
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.fabric.strategy.precision.convert_module(self.network)
+        self.steps_per_epoch = max(1, self.data.clips // recipe.batch)
+        self.epoch, self.best = 0, -1.0
+        self.top1: float | None = None
+        self.average: AveragedModel | None = None
 
     @property
     def averaged(self) -> StreamingNetwork:
         """The network to keep."""
-        average = getattr(self, "average", None)
-        return average.module if average is not None else self.network
+        if self.average is None:
+            return self.network
+        assert isinstance(self.average.module, StreamingNetwork)
+        return self.average.module
 
     def run(self, *, resume: bool = False) -> StreamingNetwork:
         """Train to the end.
@@ -274,95 +106,182 @@ class Trainer:
 
         Returns:
             The network to keep, in evaluation mode.
+
+        Raises:
+            UserError: The run diverges, its data cannot be read, or its folder cannot be written.
         """
-        if not (resume and self._has_checkpoint()):
+        state = None
+        with together(self.fabric):
+            if resume and self.folder is not None and self.fabric.is_global_zero and self.folder.has_checkpoint:
+                state = self._state_to_resume(self.folder)
+        state = self.fabric.broadcast(state)  # other machines may not see the folder
+        if state is None:
             self._initialise()
         self._prepare()
-        if resume:
-            self._restore()
-        while self.epoch < self.recipe.epochs:
-            start = time.monotonic()
-            loss = self._train_epoch()
-            self.epoch += 1
+        if state is not None:
+            self._restore(state)
+        if self.folder is not None and self.fabric.is_global_zero:
+            self.folder.open_events(self.epoch * self.steps_per_epoch)
+        try:
+            while self.epoch < self.recipe.epochs:
+                self._one_epoch()
+        finally:
             if self.folder is not None:
-                line = {
-                    "epoch": self.epoch,
-                    "loss": loss,
-                    "lr": self.schedule.get_last_lr()[0],
-                    "seconds": time.monotonic() - start,
-                }
-                with (self.folder / "log.jsonl").open("a") as log:
-                    log.write(json.dumps(line) + "\n")
-                self._checkpoint()
-            if self.progress:
-                self.progress(self.epoch, loss)
+                self.folder.close()
         return self.averaged.eval()
 
-    def _train_epoch(self) -> float:
-        recipe, network = self.recipe, self.network
-        network.train()
-        if recipe.pretrained:
-            for module in network.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
-        frozen = self.epoch < recipe.frozen_epochs
-        order = self.train_list[torch.randperm(len(self.train_list), generator=self.generator)]
-        total = torch.zeros((), device=self.device)
-        for step in range(self.steps_per_epoch):
-            frames, targets, weights = self.training_batch(order[step * recipe.batch : (step + 1) * recipe.batch])
-            with self.autocast():
-                with torch.set_grad_enabled(not frozen):
-                    pooled = network.clip_features(frames)
-                logits = network.classify(network.averages.clip(pooled.float()))
-            smooth = targets * (1 - recipe.label_smoothing) + recipe.label_smoothing / targets.shape[1]
-            losses = -(smooth[:, None] * logits.float().log_softmax(-1)).sum(-1)
-            loss = (losses * weights).sum(1).mean()
-            self.optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), recipe.max_grad_norm)
-            self.optimiser.step()
-            self.schedule.step()
-            if self.average is not None:
-                self.average.update_parameters(network)
-            total += loss.detach()
-        mean = float(total) / self.steps_per_epoch
-        if not math.isfinite(mean):
-            raise UserError(f"training of {recipe.name} diverged in epoch {self.epoch + 1}; lower lr in the recipe")
-        return mean
+    def accuracy(self, chosen: Tensor, smoothing: int = 1, network: nn.Module | None = None) -> float:
+        """Top-1 of whole clips, without the background; each process computes a part of them.
 
-    def _state(self) -> dict:
+        Of a causal recipe, at the last step, of the mean probability over the last `smoothing` steps; of one whose loss
+        is the consensus, of the mean of all logits.
+
+        Args:
+            chosen: As `held_out`.
+            smoothing: Steps.
+            network: Instead of `averaged`.
+
+        Raises:
+            UserError: No clip could be read.
+        """
+        network = (network or self.averaged).eval()
+
+        @torch.no_grad()
+        def logits_of(frames: Tensor) -> Tensor:
+            with self.fabric.autocast():
+                return network(frames.to(self.device, non_blocking=True))
+
+        with together(self.fabric):
+            part = chosen[self.fabric.global_rank :: self.fabric.world_size]
+            counts = self.data.hits(logits_of, part, smoothing)
+        found, read = total(self.fabric, torch.tensor(counts, dtype=torch.float32)).tolist()
+        if not read:
+            raise UserError(f"none of the {len(chosen)} clips to measure accuracy with can be read; check --data")
+        return found / read
+
+    def _initialise(self) -> None:
+        if isinstance(self.data, MemoryClips):
+            initialise(self.network, self.recipe, self.data, self.fabric.autocast)
+
+    def _prepare(self) -> None:
+        recipe, network = self.recipe, self.network
+        if self.fabric.world_size > 1 and recipe.norm != "frozen":
+            synchronise(network, self.device)
+        optimiser = make_optimiser(recipe, network)
+        self.schedule = make_schedule(recipe, optimiser, self.steps_per_epoch)
+        if recipe.ema:
+            self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+        self.objective, self.optimiser = self.fabric.setup(Objective(network, recipe), optimiser)
+
+    def _one_epoch(self) -> None:
+        start = time.monotonic()
+        loss = self._train_epoch()
+        self.epoch += 1
+        row: dict[str, float] = {
+            "epoch": self.epoch,
+            "loss": loss,
+            "lr": float(self.schedule.get_last_lr()[0]),
+            "seconds": time.monotonic() - start,
+        }
+        if self.held_out is not None:
+            self.top1 = row["validation_top1"] = top1 = self.accuracy(self.held_out, self.recipe.decision.smoothing)
+            if top1 > self.best:
+                self.best = top1
+                if (save_best := self.save_best) is not None:
+                    on_first(self.fabric, lambda: save_best(self.averaged, top1))
+        if (folder := self.folder) is not None:
+            state = self._state()
+            on_first(self.fabric, lambda: folder.save(state, row))
+        if self.progress and self.fabric.is_global_zero:
+            self.progress(self.epoch, loss)
+
+    def _train_epoch(self) -> float:
+        train_mode(self.network, self.recipe.norm)
+        summed = torch.zeros((), device=self.device)
+        for done, step in enumerate(self.data.steps(self.epoch, self.fabric, self.accumulate), 1):
+            summed += self._train_step(step)
+            steps = self.epoch * self.steps_per_epoch + done
+            if done % LOOK_EVERY == 0 or done == self.steps_per_epoch:
+                loss = float(total(self.fabric, summed)) / done
+                if not math.isfinite(loss):
+                    raise UserError(
+                        f"training of {self.recipe.name} diverged in epoch {self.epoch + 1}; lower lr in the recipe"
+                    )
+                if self.folder is not None:
+                    self.folder.scalar("loss", loss, steps)
+            if self.on_step and self.fabric.is_global_zero:
+                self.on_step(steps)
+        return loss
+
+    def _train_step(self, step: Step) -> Tensor:
+        """One optimiser step; returns this process's part of the mean loss."""
+        fabric, recipe = self.fabric, self.recipe
+        keep = None
+        if recipe.dropout:
+            # Of the whole batch, so that every process draws the same numbers.
+            shape = (step.size, recipe.steps, self.network.averages.out_features)
+            keep = torch.empty(shape, device=self.device).bernoulli_(1 - recipe.dropout) > 0
+        summed = torch.zeros((), device=self.device)
+        self.optimiser.zero_grad()
+        for number, part in enumerate(step.parts, 1):
+            with fabric.no_backward_sync(self.objective, enabled=number < len(step.parts)):
+                # Gradients of the processes are averaged, those of the parts added.
+                loss = self.objective(self._opaque(part, keep, fabric.world_size / max(step.clips, 1)))
+                fabric.backward(loss)
+            summed += loss.detach() / fabric.world_size
+        fabric.strategy.precision.unscale_gradients(self.optimiser.optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), recipe.max_grad_norm)
+        self.optimiser.step()
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+        return summed
+
+    def _opaque(self, part: Batch, keep: Tensor | None, scale: float) -> Opaque:
+        device = self.device
+        moved = Batch(
+            part.frames.to(device, non_blocking=True), part.targets.to(device), part.weights.to(device), part.places
+        )
+        return Opaque(
+            moved,
+            keep[part.places.to(device)] if keep is not None else None,
+            scale,
+            train_backbone=self.epoch >= self.recipe.frozen_epochs,
+        )
+
+    def _state(self) -> dict[str, Any]:
         state = {
             "recipe": json.dumps(dataclasses.asdict(self.recipe)),
             "epoch": self.epoch,
+            "best": self.best,
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "generator": self.generator.get_state(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "data": self.data.state(),
             "torch_rng": torch.get_rng_state(),
         }
+        if self.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         return {**state, "average": self.average.state_dict()} if self.average is not None else state
 
-    def _checkpoint(self) -> None:
-        assert self.folder is not None
-        partial = self.folder / "checkpoint.pt.part"
-        torch.save(self._state(), partial)
-        os.replace(partial, self.folder / "checkpoint.pt")
-
-    def _has_checkpoint(self) -> bool:
-        return self.folder is not None and (self.folder / "checkpoint.pt").is_file()
-
-    def _restore(self) -> None:
-        if self.folder is None or not self._has_checkpoint():
-            return
-        path = self.folder / "checkpoint.pt"
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    def _state_to_resume(self, folder: RunFolder) -> dict[str, Any]:
+        state = folder.load()
         if state["recipe"] != json.dumps(dataclasses.asdict(self.recipe)):
-            raise UserError(f"{path} belongs to another recipe; choose another --out or leave out --resume")
+            raise UserError(f"{folder.path} belongs to another recipe; choose another --out or leave out --resume")
+        return state
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
-        self.generator.set_state(state["generator"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.data.restore(state["data"])
         torch.set_rng_state(state["torch_rng"])
+        if "cuda_rng" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.epoch = int(state["epoch"])
+        self.epoch, self.best = int(state["epoch"]), float(state["best"])
+        if self.folder is not None and self.fabric.is_global_zero:
+            self.folder.write_log()

@@ -79,3 +79,32 @@ def test_an_absent_recipe_is_one_sentence(tmp_path):
 def test_an_unknown_shift_names_the_presets(tmp_path):
     with pytest.raises(ShiftError, match="tsm_online"):
         load_recipe(write(tmp_path, MINIMAL), shift="sideways").shift_spec()
+
+
+VIDEO = MINIMAL + '\n[video]\nsampling = "segments"\ncrop_scales = [1, 0.875]\n'
+
+
+def test_a_set_of_videos_has_a_table_of_its_own(tmp_path):
+    recipe = load_recipe(write(tmp_path, VIDEO))
+    assert recipe.video.crop_scales == (1, 0.875)
+    assert recipe.video.dense_span == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (MINIMAL + 'optimiser = "adam"\n', "optimiser is one of adamw, sgd, got 'adam'"),
+        (MINIMAL + 'schedule = "steps"\n', "needs milestones"),
+        (MINIMAL + 'loss = "last"\n', "loss is one of steps, consensus"),
+        (MINIMAL + 'batch_norm = "no"\n', "batch_norm is one of train, partial, frozen"),
+        (MINIMAL + "video = 3\n", "expected a table"),
+        (VIDEO.replace("segments", "random"), "sampling is one of segments, dense, stream"),
+        (VIDEO + "[augmentation]\nflip = false\n", "leave one out"),
+        (VIDEO.replace("batch = 2", "batch = 2\nbackground = 0.1"), "held in memory"),
+        (MINIMAL + "head_l2 = 0.1\nhead_std = 0.1\n", "not from both"),
+    ],
+)
+def test_values_that_cannot_be_are_one_sentence(tmp_path, text, words):
+    with pytest.raises(UserError, match=words) as error:
+        load_recipe(write(tmp_path, text))
+    assert "\n" not in str(error.value)
