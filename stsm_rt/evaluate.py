@@ -92,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--image-template", metavar="NAME", help="extracted frames are named so, such as img_{:05d}.jpg")
     data.add_argument("--frame-rate", type=float, metavar="FPS", help="frames per second of extracted frames")
     data.add_argument(
+        "--missing", type=float, default=0.01, metavar="SHARE", help="of the videos that may be absent (default: 0.01)"
+    )
+    data.add_argument(
         "--loop-events",
         action="store_true",
         help=f"also loop each correctly classified clip to {LOOP_SECONDS:g} s and count its events",
@@ -169,6 +172,7 @@ def _source(arguments: argparse.Namespace) -> EvaluationSet:
         arguments.annotations,
         arguments.image_template,
         arguments.frame_rate,
+        arguments.missing,
     )
 
 

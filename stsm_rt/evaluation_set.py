@@ -34,6 +34,7 @@ class EvaluationSet:
         annotations: The annotation file or folder, where it is not in its usual place.
         image_template: Of extracted frames, the name of frame n; None: the data set's own.
         frame_rate: Frames per second of extracted frames; None: the data set's own.
+        missing: Share of the listed videos that the disk may lack.
     """
 
     folder: Path
@@ -43,6 +44,7 @@ class EvaluationSet:
     annotations: Path | None = None
     image_template: str | None = None
     frame_rate: float | None = None
+    missing: float = 0.01
 
     def read(self, labels: Sequence[str]) -> VideoList:
         """List the videos, numbered as the network numbers its labels.
@@ -69,6 +71,7 @@ class EvaluationSet:
             annotations=self.annotations,
             image_template=self.image_template,
             frame_rate=self.frame_rate,
+            missing=self.missing,
         )
         return relabel(videos, labels)
 

@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
+pytest.importorskip("torch")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 RECIPE = """

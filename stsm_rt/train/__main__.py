@@ -23,7 +23,7 @@ from stsm_rt.train.memory_clips import BACKGROUND
 from stsm_rt.train.processes import PRECISIONS, leave, make_fabric, on_first, reports_errors, together
 from stsm_rt.train.recipe import Recipe, load_recipe
 from stsm_rt.train.run_data import load_memory, load_video_set, parse_fold
-from stsm_rt.train.run_folder import LOG, has_tensorboard
+from stsm_rt.train.run_folder import LOG, MISSING, RunFolder, has_tensorboard
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--validation", type=Path, metavar="FILE", help="list to validate with, of the data set 'list'")
     parser.add_argument(
         "--image-template", metavar="NAME", help="name of extracted frames such as img_{:05d}.jpg; without it: videos"
+    )
+    parser.add_argument("--frame-rate", type=float, metavar="FPS", help="frames per second of extracted frames")
+    parser.add_argument(
+        "--missing", type=float, default=0.01, metavar="SHARE", help="of the videos that may be absent (default: 0.01)"
     )
     parser.add_argument("--split", type=int, default=1, help="official split (J-HMDB, UCF101, HMDB51: 1, 2, 3)")
     parser.add_argument(
@@ -156,6 +160,9 @@ def _train(options: argparse.Namespace) -> int:
     )
     with together(fabric):
         _make(folder)
+    if run.missing:
+        on_first(fabric, lambda: RunFolder(folder).write_missing(run.missing))
+        fabric.print(f"videos of the annotations that are absent: {len(run.missing)}; see {folder / MISSING}")
     fabric.print(f"{name}: {run.data.clips} clips, {recipe.epochs} epochs on {trained_on}; log and weights in {folder}")
     if not has_tensorboard():
         fabric.print(f"TensorBoard is not installed, so {LOG} is the only log; for its curves: pip install tensorboard")

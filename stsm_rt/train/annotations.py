@@ -111,7 +111,7 @@ def load_videos(
         kind = "folders of frames" if extracted else "videos"
         raise UserError(
             f"{len(lacking)} of the {len(found)} {kind} in {listing.source} are not in {folder}, more than the limit "
-            f"of {missing:.2%}, the first is {lacking[0]}; complete the data, or raise the limit"
+            f"of {missing:.2%}, the first is {lacking[0]}; complete the data, or raise the limit with --missing"
         )
     return VideoList(records, listing.classes, lacking)
 

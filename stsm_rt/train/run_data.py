@@ -32,6 +32,7 @@ class RunData:
         where: What `held_out` or `reported` are, in words.
         dataset: Its name.
         split: The official split.
+        missing: Videos that the annotations list and the disk does not hold.
     """
 
     data: TrainingData
@@ -40,6 +41,7 @@ class RunData:
     where: str
     dataset: str
     split: int
+    missing: tuple[str, ...] = ()
 
     def accuracy(self, top1: float) -> dict[str, Any]:
         """The record of an accuracy."""
@@ -117,6 +119,8 @@ def load_video_set(
             split=options.split,
             annotations=annotations,
             image_template=options.image_template,
+            frame_rate=options.frame_rate,
+            missing=options.missing,
         )
 
     train = videos("train", options.annotations)
@@ -141,4 +145,5 @@ def load_video_set(
         where="validation list" if validates else "test list",
         dataset=recipe.dataset,
         split=options.split,
+        missing=train.missing + (held_out.missing if held_out else ()),
     )

@@ -7,6 +7,7 @@ import csv
 import importlib.util
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from stsm_rt.errors import UserError
 
-CHECKPOINT, LOG, EVENTS = "last.pt", "log.csv", "tensorboard"
+CHECKPOINT, LOG, EVENTS, MISSING = "last.pt", "log.csv", "tensorboard", "missing.txt"
 
 
 def has_tensorboard() -> bool:
@@ -90,6 +91,14 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(self.rows)
         self._write(LOG, text.getvalue().encode())
+
+    def write_missing(self, names: Sequence[str]) -> None:
+        """List the videos that the annotations name and the disk does not hold.
+
+        Raises:
+            UserError: The list cannot be written.
+        """
+        self._write(MISSING, "".join(f"{name}\n" for name in names).encode())
 
     def open_events(self, step: int) -> None:
         """Begin to write TensorBoard's events, where it is installed; those from `step` on are written anew."""

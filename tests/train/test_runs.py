@@ -235,3 +235,15 @@ def test_without_tensorboard_the_log_is_enough(tmp_path, capsys, monkeypatch):
     assert train(data, "--dataset", "list") == 0
     assert "for its curves: pip install tensorboard" in capsys.readouterr().out
     assert not list((tmp_path / "runs").rglob("tensorboard"))
+
+
+def test_videos_that_are_not_there_are_listed_up_to_a_limit(tmp_path, capsys):
+    data = write_dataset("list", tmp_path / "data", frames=5)
+    gone = sorted(data.rglob("train_*.mp4"))[0]
+    gone.unlink()
+    assert train(data, "--dataset", "list") == 2
+    assert "raise the limit with --missing" in capsys.readouterr().err
+    assert train(data, "--dataset", "list", "--missing", "0.5") == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "missing.txt").read_text().splitlines()[0].endswith(gone.name)
+    assert "videos of the annotations that are absent: 1;" in capsys.readouterr().out
