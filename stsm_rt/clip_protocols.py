@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader
 
+from stsm_rt.errors import UserError
 from stsm_rt.evaluation_set import EvaluationSet
 from stsm_rt.manifest import sha256_of
 from stsm_rt.metrics import Predictions
@@ -100,7 +101,10 @@ def evaluate_weights(
     crop = protocol.crop(size)
     if frames is None:
         frames = int(spec.recipe.get("steps", FRAMES)) if spec.recipe.get("video") else FRAMES
-    sampling = Sampling(frames, dense_span=protocol.dense_span, views=protocol.clips)
+    try:
+        sampling = Sampling(frames, dense_span=protocol.dense_span, views=protocol.clips)
+    except ValueError as error:
+        raise UserError(f"protocol {protocol.name}: {error}; give fewer --frames") from error
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "unreadable.jsonl")
         clips = VideoClips(videos, sampling, crop, training=False, unreadable_log=log)

@@ -7,6 +7,7 @@ run weights on clips cut from the videos, as papers do.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -148,8 +149,16 @@ def _problem(arguments: argparse.Namespace) -> str | None:
     of_dataset = (arguments.annotations, arguments.image_template, arguments.frame_rate)
     if not arguments.dataset and any(option is not None for option in of_dataset):
         return "--annotations, --image-template and --frame-rate need --dataset"
-    if arguments.tolerance < 0:
-        return "--tolerance must be at least 0 seconds"
+    if not 0 <= arguments.tolerance < math.inf:
+        return f"--tolerance must be a number of seconds from 0 on, not {arguments.tolerance:g}"
+    if not 0 <= arguments.rooms < math.inf:
+        return f"--rooms must be a number of minutes from 0 on, not {arguments.rooms:g}"
+    if arguments.frame_rate is not None and not 0 < arguments.frame_rate < math.inf:
+        return f"--frame-rate must be a positive number of frames per second, not {arguments.frame_rate:g}"
+    if arguments.workers is not None and arguments.workers < 0:
+        return f"--workers must be at least 0, not {arguments.workers}"
+    if not 0 <= arguments.missing <= 1:
+        return f"--missing must be a share from 0 to 1, not {arguments.missing:g}"
     if arguments.protocol == _STREAMING:
         if any(option is not None for option in (arguments.frames, arguments.device, arguments.workers)):
             return f"--frames, --device and --workers need --protocol {', '.join(_CLIP_PROTOCOLS[:-1])} or dense"

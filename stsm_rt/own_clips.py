@@ -123,7 +123,8 @@ def held_out_parts(clips: Sequence[OwnClip], most: int) -> list[list[int]]:
     """Divide clips into parts to hold out one after another, never dividing a recording.
 
     A recording goes to the part that has fewest clips of its class, the largest recordings first, so every part holds
-    clips of every class that has as many recordings of its own as there are parts.
+    clips of every class that has as many recordings of its own as there are parts. Classes with few recordings come
+    first: one that shares its recordings with others is spread as far as it can be.
 
     Args:
         clips: The clips.
@@ -137,7 +138,7 @@ def held_out_parts(clips: Sequence[OwnClip], most: int) -> list[list[int]]:
     fewest = min(len(found) for label, found in by_class.items() if label != BACKGROUND)
     parts: list[list[int]] = [[] for _ in range(min(most, fewest))]
     home: dict[str, int] = {}
-    for label, found in by_class.items():
+    for label, found in sorted(by_class.items(), key=lambda item: len(item[1])):
         counts = [sum(clips[i].label == label for i in part) for part in parts]
         for recording in sorted(found, key=lambda name: (-len(found[name]), name)):
             if recording not in home:

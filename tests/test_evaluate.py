@@ -254,7 +254,12 @@ def test_what_cannot_be_used_is_one_sentence_and_leaves_nothing(tiny_engine, dat
         (["--weights", "w", "--data", "d", "--protocol", "dense", "--frames", "0"], "--frames must be at least 1"),
         (["--data", "d", "--frames", "8"], "need --protocol efficient, accurate or dense"),
         (["--weights", "w", "--engine", "e", "--data", "d"], "not allowed with"),
-        (["--events", "e", "--tolerance", "-1"], "--tolerance must be at least 0"),
+        (["--events", "e", "--tolerance", "-1"], "--tolerance must be a number of seconds from 0 on, not -1"),
+        (["--events", "e", "--tolerance", "nan"], "--tolerance must be a number of seconds from 0 on, not nan"),
+        (["--rooms", "inf"], "--rooms must be a number of minutes from 0 on, not inf"),
+        (["--data", "d", "--dataset", "list", "--frame-rate", "-5"], "--frame-rate must be a positive number"),
+        (["--data", "d", "--weights", "w", "--protocol", "dense", "--workers", "-1"], "--workers must be at least 0"),
+        (["--data", "d", "--dataset", "list", "--missing", "2"], "--missing must be a share from 0 to 1"),
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments, message, capsys):

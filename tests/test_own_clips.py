@@ -123,6 +123,13 @@ def test_parts_divide_the_clips_and_no_recording(drawn: list[tuple[str, int, boo
         assert all({"a", "b"} <= {clips[i].label for i in part} for part in parts)
 
 
+def test_a_class_that_shares_its_recordings_with_others_is_never_held_out_whole() -> None:
+    recordings = {"a": ("p1", "p2", "p3", "p4"), "c": ("p1", "p3")}
+    clips = [OwnClip(Path(f"{label}-{one}.mp4"), label, one) for label, names in recordings.items() for one in names]
+    for part in held_out_parts(clips, 5):
+        assert {clip.label for index, clip in enumerate(clips) if index not in part} == {"a", "c"}
+
+
 @pytest.mark.parametrize(
     ("label", "expected"),
     [

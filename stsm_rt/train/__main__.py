@@ -35,6 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return own_actions.main(arguments)
     options = _parser().parse_args(arguments)
     try:
+        if options.recipe.is_dir():
+            raise UserError(
+                f"the folder of own actions comes first: stsm-rt train {options.recipe} and then the options"
+            )
+        if not options.recipe.is_file():
+            raise UserError(f"{options.recipe} is neither a recipe nor a folder of own actions; give one that exists")
+        if options.data is None:
+            raise UserError(f"give --data FOLDER, the data set that {options.recipe} names")
         return _train(options)
     except UserError as error:
         # Every process meets the same error; one of each machine tells it.
@@ -55,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a network from a recipe. With a folder of own clips in its place: stsm-rt train FOLDER.",
     )
     parser.add_argument("recipe", type=Path, help="recipe in TOML, or a folder of own actions")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data set that the recipe names")
+    parser.add_argument("--data", type=Path, help="folder of the data set that the recipe names")
     parser.add_argument("--dataset", help="replaces the recipe's data set")
     parser.add_argument(
         "--annotations", type=Path, help="where the annotations are, if not in --data (a list: its file to train on)"
@@ -96,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_one_or_more,
         default=1,
         metavar="N",
-        help="passes per optimiser step; the batch stays the recipe's",
+        help="passes per optimiser step; the batch stays the recipe's, batch norm that is trained sees each pass alone",
     )
     parser.add_argument(
         "--workers",

@@ -151,7 +151,8 @@ def read_hmdb51(folder: Path, part: str, split: int) -> Listing:
     """HMDB51: a file for every class and split with the video and 1 (train), 2 (test) or 0 (neither)."""
     _check_split("HMDB51", split)
     ending = f"_test_split{split}.txt"
-    files = next((found for pattern in ("", "*/") if (found := sorted(folder.glob(f"{pattern}*{ending}")))), [])
+    files = next((found for pattern in ("", "*/") if (found := list(folder.glob(f"{pattern}*{ending}")))), [])
+    files.sort(key=lambda file: file.name.removesuffix(ending))  # "kick" comes before "kick_ball"
     if not files:
         raise UserError(f"expected files such as wave{ending} in {folder} or a folder in it, found none")
     classes = tuple(file.name.removesuffix(ending) for file in files)

@@ -80,6 +80,7 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         """(N, C, H, W) -> (N, C, H, W)."""
         if not self.training:
             return super().forward(input)
+        kind, input = input.dtype, input.to(torch.promote_types(input.dtype, torch.float32))
         count = torch.tensor(float(input.numel() // input.shape[1]), dtype=input.dtype)
         dist.all_reduce(count)
         mean = _Sum.apply(input.sum((0, 2, 3))) / count
@@ -92,4 +93,4 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, rate)
             self.running_var.lerp_(variance * count / (count - 1), rate)
         scale = (variance + self.eps).rsqrt()
-        return centred * (scale * self.weight)[:, None, None] + self.bias[:, None, None]
+        return (centred * (scale * self.weight)[:, None, None] + self.bias[:, None, None]).to(kind)

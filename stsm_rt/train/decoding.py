@@ -45,13 +45,15 @@ class VideoFile:
         """
         self.path = path
         try:
-            self._container = av.open(str(path))
+            self._container = _open(path)
         except (av.FFmpegError, OSError) as error:
             raise _unreadable(path, error) from error
         try:
             if not self._container.streams.video:
                 raise UnreadableVideo(f"{path} cannot be decoded (it has no video stream)")
             self._stream = self._container.streams.video[0]
+            if self._stream.codec_context is None:
+                raise UnreadableVideo(f"{path} cannot be decoded (its codec is unknown)")
             # Loaders run a process for each core; threads of the decoder would only get in their way.
             self._stream.codec_context.thread_count = 1
             self._number_frames()
@@ -159,12 +161,17 @@ class VideoFile:
         """All frames; the file is opened anew, since not every container finds back to its very first packet."""
         try:
             self._container.close()
-            self._container = av.open(str(self.path))
+            self._container = _open(self.path)
         except (av.FFmpegError, OSError) as error:
             raise _unreadable(self.path, error) from error
         self._stream = self._container.streams.video[0]
         self._stream.codec_context.thread_count = 1
         return _guarded(self._container.decode(self._stream), self.path)
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    # Titles in other encodings than UTF-8 say nothing about the pictures.
+    return av.open(str(path), metadata_errors="replace")
 
 
 def _guarded(items: Iterator, path: Path) -> Iterator:

@@ -252,6 +252,7 @@ class Trainer:
     def _state(self) -> dict[str, Any]:
         state = {
             "recipe": json.dumps(dataclasses.asdict(self.recipe)),
+            "classes": list(self.classes),
             "epoch": self.epoch,
             "best": self.best,
             "network": self.network.state_dict(),
@@ -269,6 +270,8 @@ class Trainer:
         state = folder.load()
         if state["recipe"] != json.dumps(dataclasses.asdict(self.recipe)):
             raise UserError(f"{folder.path} belongs to another recipe; choose another --out or leave out --resume")
+        if state["classes"] != list(self.classes):
+            raise UserError(f"{folder.path} was trained on other classes than --data has; choose another --out")
         return state
 
     def _restore(self, state: dict[str, Any]) -> None:

@@ -111,7 +111,7 @@ class MemoryClips:
         """Whole clips as a stream sees them: (indices, frames (B, T, H, W, 3), index of the last step (B,))."""
         steps = math.ceil(self.set.frames.shape[1] / self.stride)
         boxes = centre_boxes(1, self.source_size, self.size)
-        for part in chosen.split(batch):
+        for part in chosen.split(batch) if len(chosen) else ():
             indices, valid = sample_indices(self.set.lengths[part], self.stride, steps)
             frames = crop_and_resize(self._frames(part, indices), boxes.expand(len(part), 1, 4), self.size)
             yield part, frames, valid.sum(1) - 1

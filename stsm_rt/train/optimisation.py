@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from stsm_rt.errors import UserError
 from stsm_rt.networks import StreamingNetwork
 from stsm_rt.train.batch_norm import hold_parameters
 from stsm_rt.train.batches import Batch
@@ -68,6 +69,8 @@ def make_optimiser(recipe: Recipe, network: StreamingNetwork) -> Optimizer:
     Biases and batch norm have no weight decay; the classifier and its bias have rates of their own.
     """
     features = getattr(network.backbone, "features", None)
+    if recipe.frozen_blocks and not isinstance(features, nn.Sequential):
+        raise UserError(f"frozen_blocks counts the blocks of mbv2 and lite0, {recipe.network} has none; leave it out")
     for index, block in enumerate(features if isinstance(features, nn.Sequential) else ()):
         block.requires_grad_(index >= recipe.frozen_blocks)
     hold_parameters(network, recipe.norm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,11 @@ class VideoInput:
 
     def __post_init__(self) -> None:
         _one_of("sampling", self.sampling, SAMPLINGS)
+        for name in ("dense_span", "short_side"):
+            _check(name, value := getattr(self, name), value >= 1, "at least 1")
+        _check("unreadable", self.unreadable, 0 <= self.unreadable <= 1, "a share from 0 to 1")
+        if not self.crop_scales or not all(0 < scale <= 1 for scale in self.crop_scales):
+            raise ValueError(f"crop_scales are shares above 0 and up to 1, got {list(self.crop_scales)}")
 
 
 @dataclass(frozen=True)
@@ -72,9 +78,10 @@ class Recipe:
         rates: Of the classifier's running averages, fastest first.
         changes: Whether the classifier sees the running average of absolute changes.
         pretrained: Start from given weights of the backbone: those of the Lite0 package or ``--pretrained FILE``.
-        batch_norm: "train" (statistics and parameters are trained; of the global batch, however many processes there
-            are), "partial" (TSM's: the first layer is trained, the others stay as they are, parameters included) or
-            "frozen" (statistics stay, parameters are trained); None: "frozen" if `pretrained`, else "train".
+        batch_norm: "train" (statistics and parameters are trained; statistics of the batch of all processes, but each
+            pass of ``--accumulate`` has its own), "partial" (TSM's: the first layer is trained, the others stay as they
+            are, parameters included) or "frozen" (statistics stay, parameters are trained); None: "frozen" if
+            `pretrained`, else "train".
         loss: Cross entropy of each step's logits, weighted towards the end of the clip ("steps", for causal
             recipes), or of the mean of the steps' logits ("consensus", TSM's).
         order_channels: Renumber the channels so that the shift moves those where it does least harm.
@@ -152,6 +159,18 @@ class Recipe:
         _one_of("schedule", self.schedule, SCHEDULES)
         _one_of("loss", self.loss, LOSSES)
         _one_of("batch_norm", self.batch_norm, (*BATCH_NORMS, None))
+        for name in ("height", "width", "steps", "epochs", "batch"):
+            _check(name, value := getattr(self, name), value >= 1, "at least 1")
+        for name in ("frame_rate", "lr", "head_lr", "max_grad_norm"):
+            _check(name, value := getattr(self, name), 0 < value < math.inf, "a positive number")
+        for name in ("dropout", "ema", "momentum", "label_smoothing"):
+            _check(name, value := getattr(self, name), 0 <= value < 1, "at least 0 and below 1")
+        for name in ("warmup", "background"):
+            _check(name, value := getattr(self, name), 0 <= value <= 1, "a share from 0 to 1")
+        for name in ("seed", "frozen_epochs", "frozen_blocks", "head_bias_lr", "weight_decay", "head_std", "head_l2"):
+            _check(name, value := getattr(self, name), 0 <= value < math.inf, "at least 0")
+        if not self.name or self.name != Path(self.name).name:
+            raise ValueError(f"name becomes part of the names of files, got {self.name!r}")
         if self.schedule == "steps" and not self.milestones:
             raise ValueError("schedule 'steps' needs milestones, such as [20, 40]")
         if self.head_l2 and self.head_std:
@@ -188,7 +207,7 @@ def load_recipe(path: str | Path, **overrides: Any) -> Recipe:
     """
     path = Path(path)
     try:
-        data = tomllib.loads(path.read_text())
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"recipe not found: expected a TOML file, got {path}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
@@ -204,6 +223,11 @@ def load_recipe(path: str | Path, **overrides: Any) -> Recipe:
 def _one_of(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is one of {', '.join(a for a in allowed if a)}, got {value!r}")
+
+
+def _check(name: str, value: float, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {expected}, got {value:g}")
 
 
 def _build(kind: Any, data: Any, where: str) -> Any:
@@ -223,6 +247,10 @@ def _build(kind: Any, data: Any, where: str) -> Any:
             value = float(value)
         if isinstance(value, list):
             value = tuple(value)
+        if expected.startswith("tuple["):
+            numbers = (int,) if "int" in expected else (int, float)
+            if not isinstance(value, tuple) or any(type(number) not in numbers for number in value):
+                raise UserError(f"{where}: {name} is a list of numbers, got {data[name]!r}")
         if expected in ("float", "int", "bool", "str") and type(value).__name__ != expected:
             raise UserError(f"{where}: {name} is {expected}, got {value!r}")
         values[name] = value

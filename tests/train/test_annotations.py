@@ -45,6 +45,16 @@ def test_each_published_format_gives_its_parts_labels_and_frames(made, dataset):
     assert not seen[0] & seen[1]
 
 
+def test_the_classes_of_hmdb51_are_in_the_order_of_their_names(tmp_path):
+    for name in ("kick_ball", "kick", "wave"):
+        (tmp_path / f"{name}_test_split1.txt").write_text(f"{name}.avi 1\n")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.avi").touch()
+    videos = load_videos("hmdb51", tmp_path, "train")
+    assert videos.classes == ("kick", "kick_ball", "wave")
+    assert [videos.classes[record.label] for record in videos.records] == [r.path.stem for r in videos.records]
+
+
 def test_one_is_train_and_two_is_test_in_hmdb51(made):
     for part, prefix in (("train", "train_"), ("test", "validation_")):
         videos = load_videos("hmdb51", made / "hmdb51", part)

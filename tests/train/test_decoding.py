@@ -149,6 +149,22 @@ def damaged(folder: Path, kind: str) -> Path:
     return path
 
 
+def test_a_title_in_another_encoding_says_nothing_about_the_pictures(tmp_path):
+    path = tmp_path / "title.avi"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "cafeX!"
+        stream = container.add_stream("mpeg4", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="bgr24")))
+        container.mux(stream.encode())
+    path.write_bytes(path.read_bytes().replace(b"cafeX!", b"caf\xe9!!"))
+    with VideoFile(path) as video:
+        assert video.read([0]).shape == (1, 48, 64, 3)
+    path.write_bytes(path.read_bytes().replace(b"FMP4", b"QQQQ"))
+    with pytest.raises(UnreadableVideo, match="its codec is unknown"), VideoFile(path):
+        pass
+
+
 @pytest.mark.parametrize("kind", ["missing", "empty", "text", "cut off", "sound alone"])
 def test_what_is_no_video_is_one_sentence_with_the_reason(tmp_path, kind):
     path = damaged(tmp_path, kind)

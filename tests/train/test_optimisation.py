@@ -4,11 +4,14 @@ import dataclasses
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch import nn
 from two_processes import RECIPE, RUNS, noise, weights
 
+from stsm_rt.errors import UserError
 from stsm_rt.networks import StreamingNetwork
-from stsm_rt.train.batch_norm import hold_parameters, norm_layers, train_mode
+from stsm_rt.train.batch_norm import SynchronisedBatchNorm2d, hold_parameters, norm_layers, train_mode
 from stsm_rt.train.batches import Batch
 from stsm_rt.train.loop import Trainer
 from stsm_rt.train.optimisation import Objective, Opaque, make_optimiser, make_schedule
@@ -174,3 +177,22 @@ def test_mixed_precision_rounds_neither_frames_nor_weights_and_resumes(tmp_path)
         trainer(tmp_path, progress=cut).run()
     resumed = trainer(tmp_path).run(resume=True).state_dict()
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
+def test_blocks_that_a_network_does_not_have_cannot_be_frozen():
+    recipe = dataclasses.replace(TSM, frozen_blocks=3)
+    with pytest.raises(UserError, match="frozen_blocks counts the blocks of mbv2 and lite0, r8 has none"):
+        make_optimiser(recipe, network(recipe))
+
+
+def test_synchronised_batch_norm_counts_in_single_precision():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        layers = nn.BatchNorm2d(3).train(), SynchronisedBatchNorm2d.of(nn.BatchNorm2d(3)).train()
+        x = torch.randn(8, 3, 40, 40, generator=torch.Generator().manual_seed(0)).bfloat16()
+        expected, found = layers[0](x.float()), layers[1](x)
+    finally:
+        dist.destroy_process_group()
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.02)
+    torch.testing.assert_close(layers[1].running_var, layers[0].running_var, rtol=1e-5, atol=1e-6)

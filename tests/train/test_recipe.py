@@ -102,6 +102,18 @@ def test_a_set_of_videos_has_a_table_of_its_own(tmp_path):
         (VIDEO + "[augmentation]\nflip = false\n", "leave one out"),
         (VIDEO.replace("batch = 2", "batch = 2\nbackground = 0.1"), "held in memory"),
         (MINIMAL + "head_l2 = 0.1\nhead_std = 0.1\n", "not from both"),
+        (MINIMAL.replace("batch = 2", "batch = 0"), "batch is at least 1, got 0"),
+        (MINIMAL.replace("frame_rate = 10", "frame_rate = 0"), "frame_rate is a positive number, got 0"),
+        (MINIMAL + "lr = nan\n", "lr is a positive number, got nan"),
+        (MINIMAL + "dropout = 1.0\n", "dropout is at least 0 and below 1, got 1"),
+        (MINIMAL + "warmup = 2.0\n", "warmup is a share from 0 to 1, got 2"),
+        (MINIMAL + "seed = -1\n", "seed is at least 0, got -1"),
+        (MINIMAL + "rates = 0.5\n", "rates is a list of numbers, got 0.5"),
+        (MINIMAL + 'milestones = ["a"]\n', "milestones is a list of numbers"),
+        (MINIMAL.replace('name = "x"', 'name = "../evil"'), "names of files, got '../evil'"),
+        (VIDEO.replace("crop_scales = [1, 0.875]", "crop_scales = []"), "crop_scales are shares"),
+        (VIDEO + "short_side = 0\n", "short_side is at least 1"),
+        (VIDEO + "unreadable = -1.0\n", "unreadable is a share from 0 to 1"),
     ],
 )
 def test_values_that_cannot_be_are_one_sentence(tmp_path, text, words):

@@ -198,6 +198,31 @@ def test_the_best_epoch_is_kept_and_remembered(tmp_path, monkeypatch):
     assert kept == [(1, 0.5), (3, 0.6)]
 
 
+def test_a_checkpoint_of_other_classes_is_refused(tmp_path):
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    Trainer(recipe, noise(), folder=tmp_path).run()
+    path = tmp_path / "last.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "classes": [*state["classes"][:-1], "another"]}, path)
+    with pytest.raises(UserError, match="was trained on other classes"):
+        Trainer(recipe, noise(), folder=tmp_path).run(resume=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere"], "nowhere is neither a recipe nor a folder of own actions"),
+        (["--epochs", "1", "."], "the folder of own actions comes first: stsm-rt train ."),
+        (["recipe.toml"], "give --data FOLDER, the data set that recipe.toml names"),
+    ],
+)
+def test_what_to_train_on_is_asked_for(tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.toml").write_text(VIDEO_RECIPE)
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path):
     Trainer(dataclasses.replace(RECIPE, epochs=1), noise(), folder=tmp_path).run()
     path = tmp_path / "last.pt"
