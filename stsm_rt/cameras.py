@@ -20,8 +20,10 @@ from stsm_rt.recognizer import Prepared, Recognizer, Result
 from stsm_rt.video.source import OnChange, Reading, Source, SourceState, StateChange
 
 _WAKE = 0.1  # seconds after which a thread that waits looks whether it was stopped
-_PATIENCE = 1.0  # seconds to wait for readers; one that hangs in a connection is left behind, as a daemon
+_PATIENCE = 0.7  # seconds to wait for readers; one that hangs in a connection is left behind, as a daemon
 _MOST_NEWS = 64  # for each camera, that wait for a slow consumer
+
+CLOSED = "it was closed"  # why a source has ended that somebody stopped
 
 OpenSource = Callable[[OnChange], Source]
 
@@ -78,9 +80,15 @@ class Camera:
         self._in_line = self._over = self._done = False
         self._stream: int | None = None
         self._time = 0.0
+        # So that no change overtakes another; a signal handler may come back here.
+        self._changing = threading.RLock()
         self._changes: deque[StateChange] = deque()  # before the cameras start
         self._hear: OnChange = self._changes.append
-        self.source = open_source(lambda change: self._hear(change))
+        self.source = open_source(self._change)
+
+    def _change(self, change: StateChange) -> None:
+        with self._changing:
+            self._hear(change)
 
     def _prepare(self, reading: Reading, out: npt.NDArray[np.uint8]) -> Prepared | None:
         """Make the network's input of a reading; None where it is skipped or has nothing to be seen."""
@@ -151,9 +159,10 @@ class Cameras:
 
     def __enter__(self) -> Cameras:
         for camera in self.cameras:
-            camera._hear = functools.partial(self._change, camera)
-            for change in camera._changes:
-                self._change(camera, change)
+            with camera._changing:
+                for change in camera._changes:
+                    self._change(camera, change)
+                camera._hear = functools.partial(self._change, camera)
         for thread in (*self._readers, self._engine):
             thread.start()
         return self
@@ -166,7 +175,8 @@ class Cameras:
     ) -> None:
         self._leaving = True
         self.stop()
-        end = perf_counter() + _PATIENCE
+        # Whoever stopped them has waited since.
+        end = max(self._patience_ends, perf_counter() + _WAKE)
         for thread in (self._engine, *self._readers):
             thread.join(max(0.0, end - perf_counter()))
 
@@ -212,6 +222,8 @@ class Cameras:
         try:
             with camera.source as source:
                 self._read_all(camera, source)
+            if camera.state not in (SourceState.ENDED, SourceState.FAILED):
+                camera._change(StateChange(SourceState.ENDED, camera._time, CLOSED))
         except UserError as error:
             self._fail(camera, error)
         except BaseException as error:
@@ -324,7 +336,7 @@ class Cameras:
         camera.error = error
         camera.source.stop()
         if camera.state is not SourceState.FAILED:
-            self._change(camera, StateChange(SourceState.FAILED, camera._time, str(error)))
+            camera._change(StateChange(SourceState.FAILED, camera._time, str(error)))
 
     def _change(self, camera: Camera, change: StateChange) -> None:
         # A source that was stopped because the camera has failed says that it has ended.

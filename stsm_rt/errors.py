@@ -7,9 +7,18 @@ import sys
 
 # The authority of a URL up to its last "@"; then "user:password@" whose password holds a "/", "?" or "#" that
 # should have been percent-encoded, told from "host:port/...@..." by the port being all digits.
-_URL_CREDENTIALS = re.compile(r"""(?<=://)(?:[^\s/?#"'<>]*@|[^\s/:@"'<>]+:(?!\d+[/?#])[^\s"'<>]*@)""")
-# What elements of GStreamer pipelines call them.
-_PROPERTIES = re.compile(r"""\b((?:user|proxy)-(?:id|pw)\s*=\s*)(?:"[^"]*"|[^\s!]+)""")
+_URL_CREDENTIALS = re.compile(r"(?<=://)(?:[^\s/?#]*@|[^\s/:@]+:(?!\d+[/?#])\S*@)")
+# What elements of GStreamer pipelines call them; a value in quotes may hold blanks.
+_PROPERTIES = re.compile(
+    r"""\b((?:user|proxy)-(?:id|pw)\s*=\s*)(?:"(?:\\.|[^"\\])*"?|'(?:\\.|[^'\\])*'?|(?:\\.|\S)+)"""
+)
+# What cameras call them in the path or the query of a URL. A value goes on up to the next "&", whatever it holds.
+_URL = re.compile(r"(?<=://)\S+")
+_KEYS = re.compile(
+    r"([?&/;,](?:[\w.-]*(?:user|usr|login|pass|pwd|psw|auth|token|secret|signature|credential)[\w.-]*|"
+    r"(?:[\w.-]*[_-])?(?:key|apikey|pw|sig|account))=)[^\s&]+",
+    re.IGNORECASE,
+)
 
 
 def redact(text: str) -> str:
@@ -19,10 +28,11 @@ def redact(text: str) -> str:
         text: Any text, with or without URLs.
 
     Returns:
-        The text with ``scheme://user:password@host`` turned into ``scheme://***@host``, and ``user-pw=password`` into
-        ``user-pw=***``.
+        The text with ``scheme://user:password@host`` turned into ``scheme://***@host``, ``?pwd=password`` in a URL into
+        ``?pwd=***``, and ``user-pw=password`` into ``user-pw=***``.
     """
-    return _PROPERTIES.sub(r"\1***", _URL_CREDENTIALS.sub("***@", text))
+    text = _URL_CREDENTIALS.sub("***@", _PROPERTIES.sub(r"\1***", text))
+    return _URL.sub(lambda url: _KEYS.sub(r"\1***", url[0]), text)
 
 
 class UserError(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,8 +23,9 @@ class HealthServer:
     """Serves ``/metrics`` in Prometheus' text format and ``/healthz``, in threads of its own.
 
     ``/healthz`` answers 200 while frames come and 503 when they do not: when a camera has failed, has given no frame
-    for longer than ``stale`` (before its first frame: since it was named), or when there is no camera. A recording
-    that was played to its end counts as healthy. The answer is JSON and says which camera it is.
+    for longer than ``stale`` (before its first frame: since it was named), has ended early, or when there is no camera.
+    A recording that was played to its end counts as healthy, and so does what somebody stopped. The answer is JSON and
+    says which camera it is.
 
     Attributes:
         port: The port on which it listens.
@@ -85,6 +87,11 @@ class HealthServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False  # a client that is slow to read ends with the process
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away in the middle of its request is not worth a line."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

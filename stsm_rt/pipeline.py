@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 _INPUTS = 3  # of a file: one in the engine, one that waits for it, one that is being written
 _MOST_FRAMES = 8  # of a file that are under way: memory, and how far a window lies behind
 _MOST_RESULTS = 64  # of a live source that wait for a slow consumer
+_WAKE = 0.1  # seconds after which a thread that waits looks whether the source was stopped
+_PARTING = 0.5  # seconds to wait for a reader at the end; one that hangs in a connection is left behind, as a daemon
 
 
 class Output(NamedTuple):
@@ -108,6 +112,7 @@ class Pipeline:
         self._done: deque[Output] = deque()
         self._under_way = 0  # in either queue or between them
         self._paused = self._leaving = self._all_read = self._all_done = False
+        self._patience_ends = math.inf
         self._error: BaseException | None = None
         self._threads = [
             threading.Thread(target=run, name=f"stsm-rt {name}", daemon=True)
@@ -129,8 +134,9 @@ class Pipeline:
             if not self._all_read:
                 self._source.stop()
             self._leave()
-        for thread in self._threads:
-            thread.join()
+        reader, engine = self._threads
+        engine.join()
+        reader.join(max(_WAKE, self._patience() - perf_counter()))
 
     def __iter__(self) -> Iterator[Output]:
         return self
@@ -203,7 +209,7 @@ class Pipeline:
         while self.frame_count != self._max_frames:
             buffer = self._wait_for_room()
             reading = None if buffer is None else source.read(wanted)
-            if buffer is None or reading is None:
+            if buffer is None or reading is None or self._leaving:
                 return
             self.frame_count += 1
             if self._on_frame is not None:
@@ -242,8 +248,15 @@ class Pipeline:
     def _wait_for_work(self) -> _Reading | None:
         with self._work:
             while not self._leaving and not self._read and not self._all_read:
-                self._work.wait()
+                if self._source.stopped and perf_counter() > self._patience():
+                    break  # the reader hangs
+                self._work.wait(_WAKE)
             return None if self._leaving or not self._read else self._read.popleft()
+
+    def _patience(self) -> float:
+        """Until when the reader is waited for; asked for the first time when the end has begun."""
+        self._patience_ends = min(self._patience_ends, perf_counter() + _PARTING)
+        return self._patience_ends
 
     def _conclude(self, reading: _Reading) -> None:
         frame, time, prepared = reading

@@ -40,6 +40,7 @@ class CameraMetrics:
         self._latencies: deque[float] = deque(maxlen=_RECENT_STEPS)
         self._arrivals: deque[float] = deque(maxlen=_RECENT_FRAMES)
         self._state = "opening"
+        self._early = False
         self._last = monotonic()
 
     def frame(self, dropped_total: int = 0) -> None:
@@ -81,11 +82,12 @@ class CameraMetrics:
         with self._lock:
             self._resets += 1
 
-    def state(self, state: str) -> None:
+    def state(self, state: str, *, early: bool = False) -> None:
         """Say what the source is doing.
 
         Args:
             state: One of ``STATES``.
+            early: Whether it has ended before anybody wanted it to: a camera that has gone, a recording that broke off.
 
         Raises:
             ValueError: If it is none of them.
@@ -93,7 +95,7 @@ class CameraMetrics:
         if state not in STATES:
             raise ValueError(f"a source is {', '.join(STATES)}, not {state}")
         with self._lock:
-            self._state = state
+            self._state, self._early = state, early
 
     def snapshot(self) -> dict[str, Any]:
         """Return all counts at one moment, and what follows from them."""
@@ -104,6 +106,7 @@ class CameraMetrics:
             latencies = np.array(self._latencies)
             return {
                 "state": self._state,
+                "ended_early": self._early,
                 "frames": self._frames,
                 "dropped": self._dropped,
                 "steps": self._steps,
@@ -196,7 +199,7 @@ def health(metrics: Metrics, stale: float = 10.0) -> tuple[bool, dict[str, Any]]
     cameras = {}
     for name, counts in metrics.snapshot().items():
         state, age = counts["state"], counts["seconds_since_frame"]
-        healthy = state == "ended" or (state != "failed" and age <= stale)
+        healthy = not counts["ended_early"] if state == "ended" else state != "failed" and age <= stale
         cameras[name] = {"healthy": healthy, "state": state, "seconds_since_frame": round(age, 3)}
     well = bool(cameras) and all(camera["healthy"] for camera in cameras.values())
     return well, {"healthy": well, "cameras": cameras}

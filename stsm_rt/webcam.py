@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import queue
 import signal
 import sys
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from stsm_rt.cameras import CLOSED
 from stsm_rt.errors import UserError, report
 from stsm_rt.mosaic import draw_lost
 from stsm_rt.pipeline import Output, Pipeline
@@ -21,11 +21,11 @@ from stsm_rt.recognizer import Recognizer, Result
 from stsm_rt.video.fit import crop_rectangle
 from stsm_rt.video.overlay import Overlay
 from stsm_rt.video.sample import sample_clip
-from stsm_rt.video.source import Frame, OnChange, Source, SourceState, StateChange
+from stsm_rt.video.source import Frame, Source, SourceState, StateChange
 from stsm_rt.video.sources import open_source
 from stsm_rt.video.window import save_snapshot
 from stsm_rt.webcam_options import Options, Roi, parse
-from stsm_rt.webcam_outputs import Outputs, say
+from stsm_rt.webcam_outputs import Outputs, flush, say
 from stsm_rt.webcam_several import PATIENCE, SeveralCameras
 
 _FALLBACK_RATE = 30.0
@@ -43,9 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None means those of the process.
 
     Returns:
-        The exit code: 0; 1 where a file was given up or nobody read the output any more; 2 after an error in one
+        The exit code: 0; 1 where a file was given up or the output could not be written; 2 after an error in one
         sentence.
     """
+    return max(_run(argv), flush())
+
+
+def _run(argv: Sequence[str] | None) -> int:
     # What the sources log is said with the results.
     logging.getLogger("stsm_rt").addHandler(logging.NullHandler())
     try:
@@ -60,17 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read the output has gone, and Python would fail once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-def _open(options: Options, on_change: OnChange) -> tuple[Source, Roi | None]:
+def _open(options: Options, changes: queue.SimpleQueue[StateChange]) -> tuple[Source, Roi | None]:
     """Open the source that was asked for, or camera 0, or else the sample clip with its region."""
 
     def opened(spec: str | int) -> Source:
         return open_source(
-            spec, read_timeout=options.read_timeout, max_retries=options.max_retries, on_change=on_change
+            spec, read_timeout=options.read_timeout, max_retries=options.max_retries, on_change=changes.put
         )
 
     if options.source is not None:
@@ -78,13 +80,15 @@ def _open(options: Options, on_change: OnChange) -> tuple[Source, Roi | None]:
     try:
         return opened(0), options.roi
     except UserError:
-        pass
+        # That it is not there is no news of the clip.
+        while not changes.empty():
+            changes.get()
     try:
         clip = sample_clip()
     except UserError as error:
         raise UserError(f"no camera was found and {error}") from error
     say("no camera was found, so the sample clip is played (choose another with --source)")
-    return open_source(clip.path, on_change=on_change), options.roi or clip.roi
+    return open_source(clip.path, on_change=changes.put), options.roi or clip.roi
 
 
 class _OneCamera:
@@ -92,8 +96,9 @@ class _OneCamera:
 
     def __init__(self, options: Options, stack: contextlib.ExitStack) -> None:
         self._changes: queue.SimpleQueue[StateChange] = queue.SimpleQueue()
-        source, roi = _open(options, self._changes.put)
-        self._source = stack.enter_context(source)
+        source, roi = _open(options, self._changes)
+        self._opened = stack.enter_context(contextlib.ExitStack())
+        self._source = self._opened.enter_context(source)
         if options.every_frame and source.frame_rate is None:
             raise UserError(f"--every-frame needs the frame rate of {source.name}, which declares none; leave it out")
         self._recognizer = Recognizer(
@@ -122,6 +127,7 @@ class _OneCamera:
             on_frame=lambda: self._outputs.frame(source.name),
         )
         self._result: Result | None = None
+        self._time = 0.0
         self._reason = ""
         self._fps = 0.0
         self._previous = self._shown = monotonic()
@@ -138,7 +144,11 @@ class _OneCamera:
             with self._pipeline:
                 self._take_all()
         finally:
+            # Now, while what it says of its end can still be written.
+            self._opened.close()
             self._take_changes()
+            if self._source.state not in (SourceState.ENDED, SourceState.FAILED):
+                self._outputs.change(self._source.name, StateChange(SourceState.ENDED, self._time, CLOSED))
             self._outputs.events(self._source.name, self._recognizer.finish())
 
     def summarize(self) -> int:
@@ -161,6 +171,7 @@ class _OneCamera:
 
     def _take(self, output: Output) -> None:
         frame, time, result = output
+        self._time = time
         if result is not None:
             self._result = result
             self._overlay.follow(result)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from stsm_rt.delivery import DEAD_LETTERS
 from stsm_rt.errors import UserError
 from stsm_rt.video.result_files import Rotation
 
@@ -155,14 +156,14 @@ def read_cameras(path: str) -> tuple[CameraOption, ...]:
     """Read a file of cameras.
 
     Args:
-        path: UTF-8 text, one camera a line, ``NAME = SOURCE`` or ``NAME [X,Y,W,H] = SOURCE``; empty lines, and those
-            that begin with ``#``, are comments.
+        path: UTF-8 text, with a byte order mark or without, one camera a line, ``NAME = SOURCE`` or
+            ``NAME [X,Y,W,H] = SOURCE``; empty lines, and those that begin with ``#``, are comments.
 
     Raises:
         UserError: If it cannot be read, a line is none of these, a name is there twice, or there is no camera.
     """
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
+        lines = Path(path).read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no UTF-8 text; give a file that lists cameras, one a line: {_FORMAT}") from error
     except OSError as error:
@@ -209,6 +210,11 @@ def _check(options: Options, inputs: Sequence[str]) -> None:
     outputs = [os.path.realpath(path) for path in (options.save, options.events) if path]
     if len({*outputs} - {*map(os.path.realpath, inputs)}) < len(outputs) or len({*outputs}) < len(outputs):
         raise UserError("--save, --events and --source must be different files")
+    if (options.webhook or options.mqtt) and os.path.realpath(DEAD_LETTERS) in outputs:
+        raise UserError(
+            f"{DEAD_LETTERS} is where --webhook and --mqtt leave what could not be delivered; "
+            "give another file to --events and --save"
+        )
 
 
 def _rotation(text: str) -> Rotation:

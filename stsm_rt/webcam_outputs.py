@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 from collections import deque
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from stsm_rt.cameras import CLOSED
 from stsm_rt.decision import Event
 from stsm_rt.delivery import Delivery
 from stsm_rt.errors import redact
@@ -32,12 +34,39 @@ _TROUBLE = (SourceState.STALLED, SourceState.RECONNECTING, SourceState.FAILED)
 
 _lock = threading.Lock()
 _status = ""  # what stands in the terminal's last line
+_unwritten = False  # whether standard output took nothing the last time
 
 
 def say(line: str) -> None:
     """Print a line, without credentials, above the status line."""
     with _lock:
-        print(f"{_CLEAR if _status else ''}{redact(line)}\n{_status}", end="", flush=True)
+        _print(f"{_CLEAR if _status else ''}{redact(line)}\n{_status}")
+
+
+def flush() -> int:
+    """Give up what standard output still does not take, and return the exit code: 1 if it took nothing at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # Python would fail once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return int(_unwritten)
+
+
+def _print(text: str) -> None:
+    """Write to standard output; where it takes nothing, as on a full disk, say so once and go on."""
+    global _unwritten
+    try:
+        print(text, end="", flush=True)
+        _unwritten = False
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if not _unwritten:
+            _unwritten = True
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"stsm-rt: standard output cannot be written ({error.strerror}); the rest goes on\n")
 
 
 class Outputs:
@@ -170,15 +199,17 @@ class Outputs:
     def change(self, name: str, change: StateChange) -> None:
         """Take a change of a source's state."""
         counts = self._counts[name]
-        counts.metrics.state(change.state.value)
+        early = change.state is SourceState.ENDED and change.reason not in ("", CLOSED)
+        counts.metrics.state(change.state.value, early=early)
         counts.follow()
         self._write(counts.prefix, change.to_record())
         came_back = change.state is SourceState.RUNNING and counts.in_trouble
         counts.in_trouble = change.state in _TROUBLE
-        if counts.in_trouble or came_back:
+        if counts.in_trouble or came_back or early:
             where = name if counts.prefix else counts.source.name
             why = f": {change.reason}" if change.reason else ""
-            say(f"{change.time:8.2f} s  {where} is {change.state.value}{' again' if came_back else ''}{why}")
+            what = "has ended" if early else f"is {change.state.value}{' again' if came_back else ''}"
+            say(f"{change.time:8.2f} s  {where} {what}{why}")
 
     def tick(self) -> None:
         """Say how everything is doing, where there is no window to see it and it is time again."""
@@ -212,6 +243,11 @@ class Outputs:
                 say(f"{prefix}from a frame's arrival to its result: median {median:.1f} ms, p95 {p95:.1f} ms")
             if failures:
                 say(f"{prefix}{_count(failures, 'step')} of the engine failed, and the state was reset each time")
+        for to in self._deliveries:
+            if to.undelivered:
+                say(f"{_count(to.undelivered, 'event record')} for {to.name} did not get there: {to.dead_letters}")
+            if to.lost:
+                say(f"{_count(to.lost, 'event record')} for {to.name} lost: {to.dead_letters} could not take them")
         if self.video and not self.video.failed:
             say(f"annotated video: {self.video.sink.path}")
         if self._lines and not self._lines.failed:
@@ -227,7 +263,7 @@ class Outputs:
             self._lines.write({**prefix, **record})
 
     def _close_deliveries(self) -> None:
-        # Each takes a second at most, all together too.
+        # Each takes less than a second, all together too.
         closing = [threading.Thread(target=delivery.close) for delivery in self._deliveries]
         for thread in closing:
             thread.start()
@@ -267,7 +303,7 @@ def _show_status(line: str) -> None:
     with _lock:
         if line or _status:
             _status = redact(line)
-            print(_CLEAR + _status, end="", flush=True)
+            _print(_CLEAR + _status)
 
 
 def _count(number: int, thing: str) -> str:

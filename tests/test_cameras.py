@@ -22,7 +22,7 @@ from stsm_rt.decision import Event
 from stsm_rt.engine import Engine
 from stsm_rt.errors import UserError
 from stsm_rt.recognizer import Recognizer, Result
-from stsm_rt.video.source import OnChange, Reading, Source, SourceState, Wanted
+from stsm_rt.video.source import OnChange, Reading, Source, SourceState, StateChange, Wanted
 from stsm_rt.video.sources import open_source
 
 
@@ -300,6 +300,49 @@ def test_whoever_leaves_or_stops_ends_the_threads_at_once(tiny_engine: Any) -> N
                     left += news
                 assert all(camera.source.stopped for camera in cameras.cameras)
         assert perf_counter() - begin < 3
+
+
+class Coming(Source):
+    """A camera that runs as soon as it is allowed to, which another thread says."""
+
+    name, live, size = "a camera that comes", True, (64, 48)
+
+    def __init__(self, on_change: OnChange, allowed: threading.Event) -> None:
+        super().__init__(on_change)
+        self._change(SourceState.OPENING)
+        self.said = threading.Event()
+        self._allowed = allowed
+        self.thread = threading.Thread(target=self._come)
+        self.thread.start()
+
+    def _come(self) -> None:
+        self._allowed.wait()
+        self._change(SourceState.RUNNING)
+        self.said.set()
+
+    def _next(self, wanted: Wanted) -> Reading | None:
+        self.said.wait()
+        return None
+
+
+def test_no_change_of_state_overtakes_another_while_the_cameras_start(
+    tiny_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed = threading.Event()
+    change = Cameras._change
+
+    def slow(self: Cameras, camera: Camera, what: StateChange) -> None:
+        if what.state is SourceState.OPENING:
+            # Here the camera comes, if it can.
+            allowed.set()
+            camera.source.said.wait(0.3)  # type: ignore[attr-defined]
+        change(self, camera, what)
+
+    monkeypatch.setattr(Cameras, "_change", slow)
+    cameras = cameras_of(Engine.open(tiny_engine.path), [lambda on_change: Coming(on_change, allowed)])
+    states = [news.change.state for news in everything(cameras) if news.change]
+    assert states == [SourceState.OPENING, SourceState.RUNNING, SourceState.ENDED]
+    cameras.cameras[0].source.thread.join()  # type: ignore[attr-defined]
 
 
 def test_an_error_of_the_caller_ends_it(tiny_engine: Any) -> None:

@@ -6,6 +6,7 @@ import http.client
 import json
 import re
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Iterator
@@ -139,6 +140,31 @@ def test_an_end_is_well_and_a_failure_is_not(metrics: Metrics, state: str, well:
     camera.state(state)
     assert health(metrics)[0] is well
     assert health(metrics, stale=-1)[0] is (state == "ended"), "a recording that has ended gives no frames"
+
+
+def test_a_camera_that_has_ended_early_is_not_well(metrics: Metrics) -> None:
+    camera = metrics.camera("front")
+    camera.frame()
+    camera.state("ended", early=True)
+    assert not health(metrics)[0]
+    camera.state("running")
+    assert health(metrics)[0]
+
+
+def test_a_client_that_resets_the_connection_is_not_worth_a_line(
+    metrics: Metrics, server: HealthServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    metrics.camera("front").frame()
+    handled = threading.Event()
+    shut = server._server.shutdown_request
+    server._server.shutdown_request = lambda request: (shut(request), handled.set())  # type: ignore[method-assign]
+    with closing(socket.create_connection(("127.0.0.1", server.port))) as client:
+        client.send(b"GET /healthz HTTP/1.0\r\n")
+        sleep(0.1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert handled.wait(10)
+    assert capfd.readouterr() == ("", "")
+    assert ask(server, "/healthz")[0] == 200
 
 
 def test_nothing_is_not_healthy(metrics: Metrics, server: HealthServer) -> None:

@@ -269,7 +269,7 @@ def test_what_takes_too_long_is_given_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", [500, "hangs"])
-def test_the_end_of_the_run_waits_a_second_and_loses_nothing(tmp_path: Path, answer: Any) -> None:
+def test_the_end_of_the_run_waits_a_little_and_loses_nothing(tmp_path: Path, answer: Any) -> None:
     release = threading.Event()
     path = tmp_path / "dead.jsonl"
     with Endpoint(release if answer == "hangs" else answer) as endpoint:
@@ -285,6 +285,20 @@ def test_the_end_of_the_run_waits_a_second_and_loses_nothing(tmp_path: Path, ans
         assert [letter["record"] for letter in dead_letters(path)] == [event(number) for number in range(5)]
         release.set()
     assert (hook.delivered, hook.undelivered, hook.lost) == (0, 5, 0)
+
+
+def test_whoever_cannot_hear_what_is_said_does_not_end_the_delivery(tmp_path: Path) -> None:
+    def deaf(line: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with (
+        Endpoint(500, 400, 204) as endpoint,
+        Webhook(endpoint.url, dead_letters=tmp_path / "dead.jsonl", say=deaf) as hook,
+    ):
+        for number in range(3):
+            hook.put(event(number))
+        wait_for(lambda: hook.delivered == 2)
+    assert (hook.undelivered, hook.lost) == (1, 0)
 
 
 def test_the_end_of_the_run_delivers_what_waits(tmp_path: Path) -> None:

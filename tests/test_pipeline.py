@@ -96,6 +96,7 @@ class Counting:
 
     def __init__(self, path: Path) -> None:
         self.grabbed = self.retrieved = 0
+        self.released = False
         self._capture = cv2.VideoCapture(str(path))
 
     def grab(self) -> bool:
@@ -110,6 +111,7 @@ class Counting:
         return self._capture.get(what)
 
     def release(self) -> None:
+        self.released = True
         self._capture.release()
 
 
@@ -293,6 +295,50 @@ def test_a_source_that_is_stopped_ends_it_after_what_was_read(tiny_engine: Any) 
             if len(outputs) == 5:
                 source.stop()
     assert len(outputs) == pipeline.frame_count == source.given < 20
+
+
+def test_a_reader_that_hangs_is_left_behind_when_the_source_is_stopped(tiny_engine: Any) -> None:
+    hang = threading.Event()
+    source = Script(timed(noise(20, 0), 10), lambda index: hang.wait() if index == 12 else None)
+    recognizer = Recognizer(tiny_engine.path)
+    try:
+        with Pipeline(recognizer, source, frames=True) as pipeline:
+            taken = 0
+            for _ in pipeline:
+                taken += 1
+                if taken == 12:
+                    source.stop()
+        assert taken == pipeline.frame_count == 12
+    finally:
+        hang.set()
+    wait_until(lambda: source.given == 13 and threading.active_count() == 1)
+    # What came too late is nothing that was seen.
+    assert pipeline.frame_count == 12
+
+
+def test_a_capture_is_not_released_under_a_read_that_hangs(tmp_path: Path) -> None:
+    capture = Counting(write_video(tmp_path / "clip.mp4", counted(9)))
+    source = RecordedSource(capture, "clip")  # type: ignore[arg-type]
+    source.read()
+    hangs, go_on, grab = threading.Event(), threading.Event(), capture.grab
+
+    def hanging() -> bool:
+        hangs.set()
+        go_on.wait()
+        return grab()
+
+    capture.grab = hanging  # type: ignore[method-assign]
+    reader = threading.Thread(target=source.read)
+    reader.start()
+    hangs.wait()
+    try:
+        source.close()
+        assert not capture.released
+    finally:
+        go_on.set()
+        reader.join()
+    source.close()
+    assert capture.released
 
 
 def test_a_pause_holds_it(tiny_engine: Any) -> None:

@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic, sleep
@@ -18,7 +20,7 @@ import numpy as np
 import onnx
 import pytest
 from clips import http_server, plain, read_all, write_video
-from command import ROOT, SIZE, Lines, press_until, records, running, webcam
+from command import ROOT, SIZE, Lines, environment, press_until, records, running, webcam
 from display import virtual_display
 from onnx import numpy_helper
 
@@ -146,6 +148,7 @@ def test_without_a_camera_and_a_source_it_plays_the_sample_clip(
     )
     assert (code, err) == (0, "")
     assert "no camera was found, so the sample clip is played" in out and " green starts" in out
+    assert "failed" not in out and "again" not in out, "the clip has not"
     with open_source(tmp_path / "out.mp4") as source:
         assert source.frame_count == 40 and source.size == (1768, 994)
 
@@ -207,6 +210,15 @@ def test_what_a_recording_does_is_in_the_lines(tiny_engine: Any, clip: Path, tmp
         ("ended", ""),
     ]
     assert not any("camera" in line for line in found)
+    for sources in (["--source", clip], ["--source", clip, "--source", clip]):
+        _, out, _ = webcam(
+            tmp_path, "--engine", tiny_engine.path, *sources, "--events", "a.jsonl", "--headless", "--max-frames", 10
+        )
+        ends = [line for line in records(tmp_path / "a.jsonl") if line.get("state") == "ended"]
+        assert [(line["time"], line["reason"]) for line in ends] == [
+            (pytest.approx(0.3), "it was closed") for _ in sources[::2]
+        ]
+        assert "has ended" not in out, "somebody wanted it"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -242,6 +254,49 @@ def test_a_reader_that_goes_away_is_no_traceback(tiny_engine: Any, clip: Path, t
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_full_disk_under_standard_output_does_not_end_the_recognition(
+    tiny_engine: Any, clip: Path, tmp_path: Path, buffered: bool
+) -> None:
+    words = ["--engine", tiny_engine.path, "--source", clip, "--headless", "--events", "a.jsonl"]
+    # Of a record that is not taken the thread that delivers has to say something too.
+    words += ["--webhook", "http://127.0.0.1:9/"]
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [sys.executable, str(ROOT / "demo" / "webcam.py"), *map(str, words)],
+            cwd=tmp_path,
+            env=environment(PYTHONUNBUFFERED="" if buffered else "1"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert run.returncode == 1
+    assert run.stderr == "stsm-rt: standard output cannot be written (No space left on device); the rest goes on\n"
+    assert [line["kind"] for line in records(tmp_path / "a.jsonl")].count("result") == 40
+    assert len(records(tmp_path / "stsm-rt-undelivered.jsonl")) == 2
+
+
+def test_events_that_did_not_get_there_are_counted_at_the_end(tiny_engine: Any, clip: Path, tmp_path: Path) -> None:
+    words = ["--engine", tiny_engine.path, "--source", clip, "--headless", "--webhook", "http://me:hush@127.0.0.1:9/x"]
+    _, out, _ = webcam(tmp_path, *words)
+    assert out.endswith("2 event records for http://127.0.0.1:9 did not get there: stsm-rt-undelivered.jsonl\n")
+    os.remove(tmp_path / "stsm-rt-undelivered.jsonl")
+    os.mkdir(tmp_path / "stsm-rt-undelivered.jsonl")
+    _, out, _ = webcam(tmp_path, *words)
+    assert "did not get there" not in out
+    assert out.endswith("2 event records for http://127.0.0.1:9 lost: stsm-rt-undelivered.jsonl could not take them\n")
+
+
+def test_a_recording_that_breaks_off_is_said(tiny_engine: Any, tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "whole.avi", plain("green", 60, SIZE)).read_bytes()
+    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 2])
+    for name, count in (("whole", 0), ("cut", 1)):
+        _, out, _ = webcam(tmp_path, "--engine", tiny_engine.path, "--source", f"{name}.avi", "--headless")
+        assert len(re.findall(r"\d s  \w+\.avi has ended: it broke off after \d+ of 60 frames", out)) == count, out
+
+
 def mistakes() -> Iterator[Any]:
     """Arguments that are wrong, and what the sentence must say."""
     yield ["--source", "absent.mp4"], "there is no video absent.mp4"
@@ -249,7 +304,7 @@ def mistakes() -> Iterator[Any]:
     yield ["--source", "98"], "camera 98 cannot be opened"
     yield ["--source", "clip.mp4", "--source", "absent.mp4"], "there is no video absent.mp4"
     yield ["--source", "clip.mp4", "--sources", "absent.txt"], "--source cannot be given beside it"
-    yield ["--read-timeout", "0"], "the read timeout must be more than 0 s, not 0.0"
+    yield ["--read-timeout", "0"], "the read timeout must be more than 0 s"
     yield ["--max-retries", "-1"], "must be at least 0, not -1"
     yield ["--webhook", "host"], "--webhook"
     yield ["--mqtt", "http://host/topic"], "--mqtt"

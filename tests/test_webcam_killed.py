@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,14 +10,22 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 import cv2
-from clips import counted, http_server, plain
+import numpy as np
+from clips import counted, http_server, plain, write_video
 from required import required_module
+
+from stsm_rt import cameras, delivery, pipeline
+from stsm_rt.video import live, sources
 
 if TYPE_CHECKING:
     from conftest import TinyEngine
@@ -69,6 +78,74 @@ def test_a_kill_leaves_a_video_that_plays_and_whole_lines(tiny_engine: TinyEngin
     assert sorted(asides) == ["events-TIME.jsonl", "events.jsonl", "out-TIME.mp4", "out.mp4"]
     assert asides["out-TIME.mp4"] in run.stdout and asides["events-TIME.jsonl"] in run.stdout
     assert frames_in(tmp_path / asides["out-TIME.mp4"]) == played
+
+
+@contextmanager
+def stalling_recording(path: Path) -> Iterator[str]:
+    """A file on a server that stops to send in the middle, but keeps the connection."""
+    data, over = path.read_bytes(), threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            begin = int((self.headers.get("Range") or "bytes=0-").split("=")[1].split("-")[0])
+            self.send_response(206 if "Range" in self.headers else 200)
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Length", str(len(data) - begin))
+            if "Range" in self.headers:
+                self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/{len(data)}")
+            self.end_headers()
+            middle = len(data) // 2
+            with contextlib.suppress(OSError):
+                self.wfile.write(data[begin : middle if begin < middle else None])
+                if begin < middle:
+                    over.wait(60)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/recording.avi"
+    finally:
+        over.set()
+        server.shutdown()
+        server.server_close()
+
+
+def test_sigterm_ends_a_recording_whose_server_says_nothing_any_more(tiny_engine: TinyEngine, tmp_path: Path) -> None:
+    frames = list(np.random.default_rng(0).integers(0, 256, (60, 240, 320, 3), np.uint8))
+    path = write_video(tmp_path / "recording.avi", plain("green", 60, (320, 240)) + frames)
+    with stalling_recording(path) as url, socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        words = command(tiny_engine.path, url, tmp_path, "--webhook", f"http://127.0.0.1:{port}/")
+        with subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
+        ) as process:
+            assert process.stdout is not None
+            said = ""
+            for line in process.stdout:
+                said += line
+                if "green starts" in line:
+                    break
+            sleep(1.0)  # until it has read all there is
+            process.send_signal(signal.SIGTERM)
+            begin = monotonic()
+            said += process.stdout.read()
+            assert process.wait(30) == 0, said
+            assert monotonic() - begin < 3.5, "two seconds, on a busy machine"
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [line["reason"] for line in lines if line.get("state") == "ended"] == ["it was closed"]
+    assert frames_in(tmp_path / "out.mp4") >= 60
+
+
+def test_what_is_waited_for_at_the_end_takes_less_than_the_two_seconds_in_all() -> None:
+    one = pipeline._PARTING + sources._PARTING, pipeline._WAKE + live._PARTING
+    several = cameras._PATIENCE + cameras._WAKE
+    assert max(*one, several) + delivery._CLOSING <= 1.7
+    # A camera's own threads have ended before its reader is left behind.
+    assert live._WAKE + live._PARTING < cameras._PATIENCE
 
 
 def test_sigterm_completes_all_files_while_nobody_takes_the_events(tiny_engine: TinyEngine, tmp_path: Path) -> None:

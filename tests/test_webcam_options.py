@@ -45,6 +45,11 @@ def test_a_mistake_in_the_file_is_said_with_its_line(tmp_path: Path, text: str, 
     assert "hush" not in str(caught.value)
 
 
+def test_a_file_of_windows_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    for text in ("front = 0\n", "# mine\nfront = 0\n"):
+        assert read_cameras(listed(tmp_path, f"\ufeff{text}")) == (CameraOption("front", "0"),)
+
+
 def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent.txt cannot be read \(No such file"):
         read_cameras(str(tmp_path / "absent.txt"))
@@ -71,6 +76,8 @@ def test_one_source_is_one_camera_and_more_are_several(tmp_path: Path) -> None:
         (["--source", "-", "--source", "-"], "only one source can be -"),
         (["--sources", "FILE", "--save", "b.mp4"], "must be different files"),
         (["--sources", "FILE", "--events", "FILE"], "must be different files"),
+        (["--webhook", "http://h", "--events", "stsm-rt-undelivered.jsonl"], "leave what could not be delivered"),
+        (["--mqtt", "mqtt://h/t", "--events", "./stsm-rt-undelivered.jsonl"], "give another file to --events"),
         (["--rotate", "1h"], "give one of them"),
         (["--rotate", "often", "--save", "a.mp4"], "a size such as 100MB or a time such as 1h, not 'often'"),
         (["--metrics", "65536"], "a port from 0 to 65535, not 65536"),

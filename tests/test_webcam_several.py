@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -188,6 +189,27 @@ def test_a_camera_that_is_given_up_leaves_and_the_files_of_the_others_stay(tiny_
     assert "camera 1: green starts" in out and "camera 3: blue starts" in out and "camera 2 is failed" in out
     assert len(results_of(tmp_path / "a.jsonl", "camera 1")) >= 30
     assert [r["state"] for r in records(tmp_path / "a.jsonl") if r.get("camera") == "camera 2"][-1] == "failed"
+
+
+def test_a_live_camera_that_has_gone_is_said_and_is_not_healthy(tiny_engine: Any, tmp_path: Path) -> None:
+    with (
+        http_server(frames=plain("blue", 20, SIZE), fps=30) as short,
+        http_server(frames=plain("green", 3000, SIZE), fps=30) as steady,
+    ):
+        words = ["--source", f"{short}/camera", "--source", f"{steady}/camera", "--max-retries", 0]
+        with running(tmp_path, "--engine", tiny_engine.path, *words, "--headless", "--metrics", 0) as process:
+            lines = Lines(process)
+            lines.wait_for("camera 1 has ended: the connection to http://")
+            address = re.search(r"health on (\S+)", "".join(lines.seen))
+            assert address is not None
+            with pytest.raises(urllib.error.HTTPError) as error:
+                urllib.request.urlopen(address[1], timeout=5)
+            healthy = {name: of["healthy"] for name, of in json.load(error.value)["cameras"].items()}
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)
+    assert (error.value.code, healthy) == (503, {"camera 1": False, "camera 2": True})
+    wait_for(lambda: "frames dropped" in "".join(lines.seen))
+    assert "camera 2 has ended" not in "".join(lines.seen), "somebody stopped it"
 
 
 def test_a_status_line_is_kept_up_to_date_below_what_is_said_on_a_terminal(tiny_engine: Any, tmp_path: Path) -> None:

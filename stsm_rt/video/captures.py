@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import cv2
 
 from stsm_rt.errors import UserError, redact
+from stsm_rt.video.decoding import declared_rate
 from stsm_rt.video.probe import explain
 
 # What goes wrong is raised; FFmpeg's own log would print URLs with their credentials.
@@ -34,13 +35,25 @@ def is_device(path: str) -> bool:
     """Whether a path names a device, also one that is not connected just now."""
     try:
         return stat.S_ISCHR(os.stat(path).st_mode)
-    except OSError:
+    except (OSError, ValueError):
         return path.startswith("/dev/")
 
 
 def is_pipeline(text: str) -> bool:
-    """Whether a text is a GStreamer pipeline: it says so in front, or its elements are joined by ``!``."""
-    return text.startswith(PIPELINE_PREFIX) or " ! " in text
+    """Whether a text is a GStreamer pipeline: it says so in front, or ``!`` joins its elements and it is no file."""
+    return text.startswith(PIPELINE_PREFIX) or (" ! " in text and not os.path.exists(text))
+
+
+def check_name(name: str) -> None:
+    """Refuse what OpenCV cannot be given: it ends the process where a name is no Unicode text.
+
+    Raises:
+        UserError: If the name, of a file, a device, a URL or a pipeline, holds bytes that are no UTF-8.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name!r} is no UTF-8 text, which OpenCV needs; rename it, or its folder") from None
 
 
 def open_camera(camera: int | str) -> cv2.VideoCapture:
@@ -127,6 +140,7 @@ def open_file(path: Path) -> cv2.VideoCapture:
         raise UserError(f"there is no video {path}; give a camera index, a video file, a folder of images, or a URL")
     if not os.access(path, os.R_OK):
         raise UserError(f"the video {path} may not be read; change its permissions")
+    check_name(os.path.abspath(path))
     # An absolute path cannot be mistaken for a protocol ("a:b.mp4") by FFmpeg. OpenCV decodes with a thread for each
     # core. Beside an engine that has threads of its own, half as many play a file as fast (on two cores, 640x480 and
     # 1920x1080 H.264) and take 10 to 30 % less processor time for decoding.
@@ -141,6 +155,11 @@ def has_positions(capture: cv2.VideoCapture, scheme: str) -> bool:
     """Whether the positions of an open stream are measured: those of MJPEG over HTTP are made up, at 25 frames/s."""
     motion_jpeg = int(capture.get(cv2.CAP_PROP_FOURCC)) == cv2.VideoWriter.fourcc(*"MJPG")
     return not (scheme in ("http", "https") and motion_jpeg)
+
+
+def measured_rate(capture: cv2.VideoCapture, scheme: str) -> float | None:
+    """Frames per second as an open stream declares them, or None where they are made up as its positions are."""
+    return declared_rate(capture) if has_positions(capture, scheme) else None
 
 
 def scheme_of(url: str) -> str:

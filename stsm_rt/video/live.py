@@ -8,7 +8,7 @@ from time import perf_counter
 
 import cv2
 
-from stsm_rt.errors import UserError
+from stsm_rt.errors import UserError, redact
 from stsm_rt.video.clock import StreamClock
 from stsm_rt.video.decoding import Decoder, declared_rate, size_of
 from stsm_rt.video.patience import Patience
@@ -17,8 +17,12 @@ from stsm_rt.video.source import OnChange, Reading, Source, SourceState, Wanted,
 Connect = Callable[[], cv2.VideoCapture]
 
 _WAKE = 0.1  # seconds after which a wait for a live frame looks whether it was stopped
-_PARTING = 1.0  # seconds to wait for the threads at the end; a blocked connection holds its own longer, as a daemon
+_PARTING = 0.5  # seconds to wait for the threads at the end; a blocked connection holds its own longer, as a daemon
 _MOST_BLOCKED = 4  # connections left behind that still block before no more are made
+
+
+class NotLiveError(UserError):
+    """What was connected is no live source, so no further attempt helps."""
 
 
 class LiveSource(Source):
@@ -44,6 +48,7 @@ class LiveSource(Source):
         patience: Patience | None = None,
         wait: bool = False,
         positioned: Callable[[cv2.VideoCapture], bool] = lambda _: False,
+        rate: Callable[[cv2.VideoCapture], float | None] = declared_rate,
         explaining: float = 0.0,
         on_change: OnChange | None = None,
     ) -> None:
@@ -52,12 +57,13 @@ class LiveSource(Source):
         Args:
             capture: The opened device or stream, which is closed with the source; None lets ``connect`` open it.
             name: What to call the source, without credentials.
-            connect: Opens the device or stream anew, or raises a `UserError`. None: when the connection ends, the
-                source has ended.
+            connect: Opens the device or stream anew, or raises a `UserError`; a `NotLiveError` where no further attempt
+                helps. None: when the connection ends, the source has ended.
             patience: How long to wait, and how often to try anew.
             wait: Whether to return at once, and to try as often as ``patience`` says until the first frame comes, so
                 that ``size`` and ``frame_rate`` are not known yet. Otherwise the first attempt decides.
             positioned: Whether the positions of an opened capture are measured; see `StreamClock`.
+            rate: Frames per second of an opened capture, or None where it is not known.
             explaining: Seconds beside the open time-out that ``connect`` may take to find out why it fails.
             on_change: See `Source`.
 
@@ -70,6 +76,7 @@ class LiveSource(Source):
         self._connect = connect
         self._patience = patience or Patience()
         self._positioned = positioned
+        self._rate = rate
         self._explaining = explaining
         lock = threading.Lock()
         self._condition = threading.Condition(lock)  # for whoever reads
@@ -141,7 +148,7 @@ class LiveSource(Source):
         with self._condition:
             if self._accepts(connection):
                 connection.opened = perf_counter()
-                self.frame_rate = self.frame_rate or declared_rate(capture)
+                self.frame_rate = self.frame_rate or self._rate(capture)
                 self._clock.connect(positioned=self._positioned(capture))
                 self._watched.notify()
 
@@ -186,7 +193,7 @@ class LiveSource(Source):
                 return self._finish(SourceState.ENDED, "it was closed", attempt)
             if connection.frames and connection.last - self._running_since >= self._patience.healthy_after:
                 attempt = 0
-            if self._connect is None or most == 0:
+            if self._connect is None or most == 0 or connection.hopeless:
                 has_ended = connection.frames > 0 and connection.over
                 return self._finish(SourceState.ENDED if has_ended else SourceState.FAILED, trouble, attempt)
             if not self._persists or attempt == most:
@@ -268,6 +275,7 @@ class _Connection(threading.Thread):
         frames: Frames that it gave.
         over: Whether it has ended.
         trouble: What went wrong, in words.
+        hopeless: Whether it would go wrong again.
     """
 
     def __init__(
@@ -280,6 +288,7 @@ class _Connection(threading.Thread):
         self.frames = 0
         self.over = False
         self.trouble = ""
+        self.hopeless = False
         self._made = perf_counter()
         self._source = source
         self._capture = capture
@@ -301,7 +310,9 @@ class _Connection(threading.Thread):
             self._source._begin(self, capture)
             self._read(capture)
         except (UserError, cv2.error) as error:
-            self.trouble = str(error)
+            self.trouble, self.hopeless = str(error), isinstance(error, NotLiveError)
+        except Exception as error:  # whatever it is, the watcher tries anew
+            self.trouble = redact(f"{self._source.name} cannot be read ({type(error).__name__}: {error})")
         finally:
             if capture is not None:
                 capture.release()

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 
 from stsm_rt.errors import UserError
 
+_DAY = 86400.0  # seconds
+
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
     """How long a live source waits for frames, and how often it tries anew.
 
     Attributes:
-        open_timeout: Seconds within which a connection must open.
-        read_timeout: Seconds without a frame after which a connection has stalled and is made anew.
+        open_timeout: Seconds within which a connection must open; at most a day.
+        read_timeout: Seconds without a frame after which a connection has stalled and is made anew; at most a day.
         max_retries: Attempts to come back before the source has failed, counted since it was last healthy; None means
             no end. With 0 it ends where its connection does.
         first_delay: Seconds before the first attempt; each further one waits twice as long.
@@ -32,8 +34,11 @@ class Patience:
 
     def __post_init__(self) -> None:
         for name in ("open_timeout", "read_timeout"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"the {name.replace('_', ' ')} must be more than 0 s, not {getattr(self, name)}")
+            if not 0 < getattr(self, name) <= _DAY:
+                raise UserError(
+                    f"the {name.replace('_', ' ')} must be more than 0 s and at most a day ({_DAY:g} s), "
+                    f"not {getattr(self, name)}"
+                )
         if self.max_retries is not None and self.max_retries < 0:
             raise UserError(f"the number of retries must be at least 0, not {self.max_retries}")
 

@@ -55,6 +55,8 @@ def explain(url: str, *, timeout: float) -> str:
         return f"{name} refuses the connection; check that the camera serves on port {port}"
     except TimeoutError:
         return f"{name} does not answer within {timeout:g} s; check that {host} is on and can be reached"
+    except LookupError:  # by which the parsers of the standard library answer a field without a value
+        return f"{name} asks for a user and a password in words that are damaged; check the server"
     except (OSError, http.client.HTTPException, ValueError) as error:
         return f"{name} cannot be reached ({_words(error)}); check the address and the network"
     return f"{name} {_sentence(answer, has_user=parts.username is not None)}"

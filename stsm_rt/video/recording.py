@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from stsm_rt.errors import UserError
+from stsm_rt.video.captures import check_name
 from stsm_rt.video.mp4 import DamagedPieceError, GrowingMp4
 from stsm_rt.video.result_files import FileSink
 from stsm_rt.video.source import Frame
@@ -48,6 +49,7 @@ class VideoSink(FileSink):
         super().__init__(path, **options)
         if self._direct or self._target.suffix.lower() != ".mp4":
             raise UserError(f"the annotated video is an MP4 file, so {self.path} must end in .mp4")
+        check_name(str(self._target))
         # The codec's clock ticks at most 65,535 times a second, and OpenCV looks for three decimals.
         self.fps = round(fps, 3 if fps < 60 else 2 if fps < 600 else 1)
         self.size = size

@@ -19,6 +19,7 @@ from stsm_rt.errors import UserError
 Say = Callable[[str], None]
 
 _UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_MOST = 1e18  # bytes or seconds
 _SIZES = ("kb", "mb", "gb")
 
 
@@ -42,12 +43,12 @@ class Rotation:
             text: A number with KB, MB, GB (powers of 1000), s, min or m, h or d; small letters will do.
 
         Raises:
-            UserError: If it is nothing of that kind.
+            UserError: If it is nothing of that kind, less than a byte or a second, or 10 to the power of 18 or more.
         """
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text.lower())
-        if found is None or found[2] not in _UNITS or not float(found[1]):
+        amount = float(found[1]) * _UNITS.get(found[2], 0) if found else 0.0
+        if not found or not 1 <= amount < _MOST:
             raise UserError(f"--rotate takes a size such as 100MB or a time such as 1h, not {text!r}")
-        amount = float(found[1]) * _UNITS[found[2]]
         return cls(size=int(amount)) if found[2] in _SIZES else cls(seconds=amount)
 
 

@@ -6,6 +6,8 @@ import math
 import os
 import re
 import sys
+import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -16,7 +18,7 @@ import numpy as np
 from stsm_rt.errors import UserError, redact
 from stsm_rt.video import captures
 from stsm_rt.video.decoding import Decoder, as_frame, declared_count, declared_rate, size_of
-from stsm_rt.video.live import LiveSource
+from stsm_rt.video.live import LiveSource, NotLiveError
 from stsm_rt.video.patience import Patience
 from stsm_rt.video.source import Frame, OnChange, Reading, Source, SourceState, Wanted, every_frame
 from stsm_rt.video.standard_input import StandardInput
@@ -24,6 +26,8 @@ from stsm_rt.video.standard_input import StandardInput
 _IMAGES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 _FOLDER_RATE = 30.0
 _FALLBACK_RATE = 30.0
+_WAKE = 0.1  # seconds after which a wait for a server hears Ctrl-C on every system
+_PARTING = 0.1  # seconds to wait for a read at the end; one that hangs in a connection keeps its capture
 
 
 class RecordedSource(Source):
@@ -51,6 +55,7 @@ class RecordedSource(Source):
         super().__init__(on_change)
         self.name = name
         self._capture = capture
+        self._reading = threading.Lock()
         self._decoder = Decoder(capture, longest=read_timeout / 2)
         self._index = 0
         self._time = 0.0
@@ -64,9 +69,11 @@ class RecordedSource(Source):
         self._change(SourceState.RUNNING)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; where another thread hangs in a read, it is closed when nobody has it any more."""
         super().close()
-        self._capture.release()
+        if self._reading.acquire(timeout=_PARTING):
+            self._capture.release()
+            self._reading.release()
 
     def _next(self, wanted: Wanted) -> Reading | None:
         if self._ahead is not None:
@@ -85,6 +92,10 @@ class RecordedSource(Source):
 
     def _read(self, wanted: Wanted) -> Reading | None:
         """Decode the next frame, and make a picture of it where it is wanted: that takes as long once more."""
+        with self._reading:
+            return self._decode(wanted)
+
+    def _decode(self, wanted: Wanted) -> Reading | None:
         if not self._decoder.grab():
             return None
         time = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
@@ -147,7 +158,10 @@ class FolderSource(Source):
             data = np.fromfile(path, np.uint8)
         except OSError as error:
             raise UserError(f"the image {path} cannot be read ({error.strerror})") from error
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+        try:
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR) if len(data) else None
+        except cv2.error:  # more pixels than OpenCV takes
+            image = None
         if image is None:
             raise UserError(f"the image {path} cannot be decoded; replace it or take it out of the folder")
         return as_frame(image)
@@ -169,7 +183,7 @@ def open_source(
             cameras are plugged), a URL (rtsp, http, https), a GStreamer pipeline (elements joined by ``" ! "``, or
             ``"gstreamer:..."``) where OpenCV has GStreamer, a video file, a folder of images, or ``"-"`` for a
             YUV4MPEG2 stream on standard input. A URL of a recording with a known number of frames is played like a
-            file; any other URL, a camera and a pipeline are live.
+            file, but refused where it is waited for; any other URL, a camera and a pipeline are live.
         open_timeout: Seconds within which a live source must open.
         read_timeout: Seconds without a frame after which a live source has stalled and is connected anew.
         max_retries: Attempts to connect a live source anew before it has failed and ``read`` says why, counted since
@@ -194,6 +208,8 @@ def open_source(
             return StandardInput(on_change=on_change)
         if isinstance(spec, int) or text.isdecimal():
             return _open_camera(int(text), live)
+        if not os.path.isdir(text):
+            captures.check_name(text)
         if captures.is_device(text):
             return _open_camera(text, live)
         if captures.is_pipeline(text):
@@ -220,20 +236,49 @@ def _open_url(url: str, patience: Patience, *, wait: bool, on_change: OnChange |
     if scheme not in captures.SCHEMES:
         raise UserError(f"{name} has the scheme {scheme}, {', '.join(captures.SCHEMES)} can be opened")
     connect = partial(captures.open_stream, url, open_timeout=patience.open_timeout, read_timeout=patience.read_timeout)
-    # Only its server knows whether a URL is a recording; where one is waited for, it is taken for live.
-    first = None if wait or scheme == "rtsp" else connect()
+    # Only its server knows whether a URL is a recording.
+    first = None if wait or scheme == "rtsp" else _in_a_thread(connect)
     if first is not None and declared_count(first) is not None:
         return RecordedSource(first, name, read_timeout=patience.read_timeout, on_change=on_change)
     return LiveSource(
         first,
         name,
-        connect=connect,
+        connect=connect if scheme == "rtsp" else partial(_only_live, connect, name),
         patience=patience,
         wait=wait,
         positioned=partial(captures.has_positions, scheme=scheme),
+        rate=partial(captures.measured_rate, scheme=scheme),
         explaining=captures.EXPLAINING,
         on_change=on_change,
     )
+
+
+def _only_live(connect: Callable[[], cv2.VideoCapture], name: str) -> cv2.VideoCapture:
+    """Open a stream, and refuse a recording, of which a live source would drop frames and begin again at the end."""
+    capture = connect()
+    if declared_count(capture) is not None:
+        capture.release()
+        raise NotLiveError(f"{name} is a recording where a live stream was expected; download it and give the file")
+    return capture
+
+
+def _in_a_thread(connect: Callable[[], cv2.VideoCapture]) -> cv2.VideoCapture:
+    """Open a stream while this thread can hear Ctrl-C, which it cannot inside OpenCV."""
+    opened: list[cv2.VideoCapture | Exception] = []
+
+    def run() -> None:
+        try:
+            opened.append(connect())
+        except Exception as error:
+            opened.append(error)
+
+    thread = threading.Thread(target=run, name="stsm-rt opener", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(_WAKE)
+    if isinstance(opened[0], Exception):
+        raise opened[0]
+    return opened[0]
 
 
 def _natural(path: Path) -> list[tuple[bool, int, str]]:

@@ -18,6 +18,7 @@ from stsm_rt.video.source import Frame, OnChange, Reading, Source, SourceState, 
 _WAKE = 0.1  # seconds after which a wait for bytes looks whether it was stopped
 _LONGEST_LINE = 4096
 _LARGEST_SIDE = 16384
+_FASTEST = 1e6  # frames per second; the slowest is one in as many seconds
 _HOW = "for example ffmpeg -i INPUT -f yuv4mpegpipe - | stsm-rt webcam --source -"
 # Luma rows and columns for each of chroma; None: no chroma.
 _CHROMA: dict[str, tuple[int, int] | None] = {
@@ -70,10 +71,13 @@ class StandardInput(Source):
             on_change: See `Source`.
 
         Raises:
-            UserError: If it is a terminal, or what comes is not such a stream.
+            UserError: If it is closed or a terminal, or what comes is not such a stream.
         """
         super().__init__(on_change)
-        self._descriptor = sys.stdin.fileno() if descriptor is None else descriptor
+        try:
+            self._descriptor = sys.stdin.fileno() if descriptor is None else descriptor
+        except (AttributeError, OSError, ValueError):  # it is None in a process that was started without
+            raise UserError(f"standard input is closed, where a YUV4MPEG2 stream was expected; {_HOW}") from None
         if os.isatty(self._descriptor):
             raise UserError(f"standard input is a terminal, where a YUV4MPEG2 stream was expected; pipe one in, {_HOW}")
         self._buffer = bytearray()
@@ -156,9 +160,9 @@ def _parse(line: bytes) -> _Format:
         width, height = int(fields["W"]), int(fields["H"])
         frames, _, seconds = fields.get("F", "").partition(":")
         rate = int(frames) / int(seconds)
-    except (KeyError, ValueError, ZeroDivisionError):
+    except (KeyError, ValueError, ArithmeticError):
         raise _not_a_stream(line) from None
-    if not (0 < width <= _LARGEST_SIDE and 0 < height <= _LARGEST_SIDE and rate > 0):
+    if not (0 < width <= _LARGEST_SIDE and 0 < height <= _LARGEST_SIDE and 1 / _FASTEST <= rate <= _FASTEST):
         raise _not_a_stream(line)
     layout = fields.get("C", "420")
     if layout not in _CHROMA:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from clips import counted, number_of, plain, read_all
 
+from stsm_rt.errors import UserError
 from stsm_rt.video.recording import VideoSink
 from stsm_rt.video.result_files import Rotation
 from stsm_rt.video.sources import open_source
@@ -164,3 +165,13 @@ def test_nothing_else_is_left_in_the_folder_while_it_grows(tmp_path: Path) -> No
     with VideoSink(tmp_path / "out.mp4", (64, 48), 30) as sink:
         sink.write(counted(1)[0])
         assert os.listdir(tmp_path) == [f"out.partial-{os.getpid()}.mp4"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_folder_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    """OpenCV would end the process."""
+    folder = tmp_path / os.fsdecode(b"d\xff")
+    folder.mkdir()
+    with pytest.raises(UserError, match=r"is no UTF-8 text, which OpenCV needs; rename it"):
+        VideoSink(folder / "out.mp4", (64, 48), 30)
+    assert not any(folder.iterdir())

@@ -202,7 +202,24 @@ def test_a_rotation_is_read(text: str, rotation: Rotation) -> None:
     assert Rotation.parse(text) == rotation
 
 
-@pytest.mark.parametrize("text", ["", "100", "0h", "0.0MB", "-1h", "1 fortnight", "MB", "1e3MB", "1h30"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "100",
+        "0h",
+        "0.0MB",
+        "-1h",
+        "1 fortnight",
+        "MB",
+        "1e3MB",
+        "1h30",
+        "0.0001kb",
+        "0.5s",
+        "9" * 400 + "MB",
+        "9" * 400 + "h",
+    ],
+)
 def test_what_is_no_rotation_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="a size such as 100MB or a time such as 1h"):
         Rotation.parse(text)

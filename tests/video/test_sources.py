@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
 import threading
+import zlib
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic, sleep
@@ -15,7 +22,7 @@ from clips import counted, http_server, number_of, plain, read_all, write_video
 
 from stsm_rt.errors import UserError
 from stsm_rt.sampler import Sampler
-from stsm_rt.video.source import Reading
+from stsm_rt.video.source import Reading, SourceState, StateChange
 from stsm_rt.video.sources import LiveSource, open_source
 
 
@@ -52,10 +59,32 @@ def test_a_stream_without_times_gets_them_from_its_frame_rate(tmp_path: Path) ->
 
 def test_names_that_look_like_protocols_or_patterns_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("a:b.mp4", "clip%03d.mp4", "7.mp4", "with space.mp4"):
+    for name in ("a:b.mp4", "clip%03d.mp4", "7.mp4", "with space.mp4", "wow ! cool.mp4"):
         write_video(tmp_path / "clip.mp4", counted(5)).rename(tmp_path / name)
         with open_source(name) as source:
             assert len(read_all(source)[0]) == 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_no_text_are_refused_where_opencv_would_end_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strange = os.fsdecode(b"\xff")
+    (tmp_path / strange).mkdir()
+    video = write_video(tmp_path / "clip.mp4", counted(3)).rename(tmp_path / strange / "clip.mp4")
+    for spec in (video, str(video), f"rtsp://127.0.0.1:9/{strange}", f"/dev/{strange}", f"{strange} ! appsink"):
+        for wait in (False, True):
+            with pytest.raises(UserError, match=r"udcff.* is no UTF-8 text, which OpenCV needs; rename it"):
+                open_source(spec, wait=wait)
+    monkeypatch.chdir(tmp_path / strange)
+    with pytest.raises(UserError, match="is no UTF-8 text"):
+        open_source("clip.mp4")
+    os.remove("clip.mp4")
+    cv2.imwrite("1.png", counted(1)[0])
+    with open_source(str(tmp_path / strange)) as source:
+        assert len(read_all(source)[0]) == 1
+    with pytest.raises(UserError, match="there is no video"):
+        open_source("a\0b")
 
 
 def test_a_folder_of_images_is_sorted_naturally(tmp_path: Path) -> None:
@@ -106,6 +135,54 @@ def test_a_recording_on_a_server_is_played_like_a_file(tmp_path: Path) -> None:
         frames, times = read_all(source)
     assert [number_of(frame) for frame in frames] == list(range(40))
     assert times == pytest.approx([i / 25 for i in range(40)], abs=1e-3)
+
+
+def test_a_recording_on_a_server_is_refused_where_a_live_stream_is_waited_for(tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4", counted(40), 25)
+    changes: list[StateChange] = []
+    with (
+        http_server(files=tmp_path) as url,
+        open_source(
+            f"{url.replace('//', '//user:hush@')}/clip.mp4", wait=True, max_retries=2, on_change=changes.append
+        ) as source,
+    ):
+        with pytest.raises(UserError) as error:
+            source.read()
+        assert source.state is SourceState.FAILED
+    shown = f"{url.replace('//', '//***@')}/clip.mp4"
+    assert str(error.value) == f"{shown} is a recording where a live stream was expected; download it and give the file"
+    assert [(change.state.value, change.attempt) for change in changes] == [("opening", 0), ("failed", 0)]
+
+
+def test_a_frame_rate_that_is_made_up_is_not_declared(tmp_path: Path) -> None:
+    """FFmpeg says 25 of every motion JPEG camera."""
+    with http_server(frames=counted(20), fps=15) as url, open_source(f"{url}/camera", max_retries=0) as source:
+        assert source.frame_rate is None
+
+
+OPENING = """
+import sys
+from stsm_rt.video.sources import open_source
+print("opening", flush=True)
+try:
+    open_source(sys.argv[1], open_timeout=60)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no SIGINT to send")
+def test_an_interrupt_is_heard_while_a_server_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/camera"
+        with subprocess.Popen(
+            [sys.executable, "-c", OPENING, url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None and process.stdout.readline() == "opening\n"
+            with silent.accept()[0]:
+                process.send_signal(signal.SIGINT)
+                out, error = process.communicate(timeout=20)
+    assert (process.returncode, out, error) == (0, "interrupted\n", "")
 
 
 def test_credentials_are_used_but_never_shown(capfd: pytest.CaptureFixture[str]) -> None:
@@ -234,3 +311,13 @@ def test_an_image_that_breaks_off_in_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(b"")
     with open_source(tmp_path) as source, pytest.raises(UserError, match=r"1\.png cannot be decoded"):
         read_all(source)
+
+
+def test_an_image_that_says_it_is_huge_is_named(tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 200_000, 200_000, 8, 2, 0, 0, 0))
+    (tmp_path / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+    with pytest.raises(UserError, match=r"1\.png cannot be decoded; replace it"):
+        open_source(tmp_path)

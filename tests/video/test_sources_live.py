@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -204,6 +205,26 @@ def test_why_a_camera_on_the_web_cannot_be_opened_is_said(options: dict[str, Any
     assert explain(closed, timeout=1) == said[7]
 
 
+@pytest.mark.parametrize("scheme", ["http", "rtsp"])
+def test_a_challenge_without_a_value_is_said(scheme: str) -> None:
+    answer = f'{scheme.upper()}/1.0 401 No\r\nWWW-Authenticate: Digest realm="x", nonce="y", opaque=\r\n\r\n'
+
+    def serve() -> None:
+        with server.accept()[0] as connection:
+            connection.recv(4096)
+            connection.sendall(answer.encode())
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}/x"
+        said = explain(f"{scheme}://user:hush@{address}", timeout=5)
+        thread.join()
+    assert (
+        said == f"{scheme}://***@{address} asks for a user and a password in words that are damaged; check the server"
+    )
+
+
 @pytest.mark.parametrize("basic", [False, True], ids=["digest", "basic"])
 def test_why_an_rtsp_camera_cannot_be_opened_is_said(basic: bool) -> None:
     with StreamServer("rtsp", user="user", password="hush", **({"basic": True} if basic else {})) as server:
@@ -347,6 +368,24 @@ def test_connections_that_block_for_good_are_not_piled_up() -> None:
         source.close()
         for capture in blocked:
             capture.let_go.set()
+
+
+def test_whatever_goes_wrong_in_a_connection_is_its_trouble() -> None:
+    def fail() -> Any:
+        raise ValueError("rtsp://user:hush@camera")
+
+    broken = paced(5)
+    broken.retrieve = fail  # type: ignore[method-assign]
+    source, _, changes = live(broken, paced(50), wait=True)
+    with source:
+        assert source.read() is not None
+    reason = "a camera cannot be read (ValueError: rtsp://***@camera)"
+    assert (changes[1].reason, changes[1].attempt) == (reason, 1)
+    broken.given = 0
+    source, _, _ = live(broken, wait=True, max_retries=0)
+    with source, pytest.raises(UserError) as error:
+        source.read()
+    assert str(error.value) == reason
 
 
 def test_closing_or_stopping_does_not_wait_for_a_driver() -> None:
@@ -519,15 +558,21 @@ def test_the_delay_doubles_up_to_its_cap_with_jitter(attempt: int, first: float,
     assert len(set(delays)) > 1
 
 
+BOUNDS = r"must be more than 0 s and at most a day \(86400 s\)"
+
+
 def test_numbers_out_of_range_are_refused() -> None:
     for options, sentence in (
-        ({"read_timeout": 0}, "the read timeout must be more than 0 s, not 0"),
-        ({"open_timeout": -1}, "the open timeout must be more than 0 s, not -1"),
-        ({"open_timeout": float("nan")}, "the open timeout must be more than 0 s, not nan"),
+        ({"read_timeout": 0}, f"the read timeout {BOUNDS}, not 0"),
+        ({"open_timeout": -1}, f"the open timeout {BOUNDS}, not -1"),
+        ({"open_timeout": float("nan")}, f"the open timeout {BOUNDS}, not nan"),
+        ({"read_timeout": float("inf")}, f"the read timeout {BOUNDS}, not inf"),
+        ({"open_timeout": 86401}, f"the open timeout {BOUNDS}, not 86401"),
         ({"max_retries": -1}, "the number of retries must be at least 0, not -1"),
     ):
         with pytest.raises(UserError, match=f"^{sentence}$"):
             open_source(0, **options)  # type: ignore[arg-type]
+    assert Patience(open_timeout=86400, read_timeout=86400).read_timeout == 86400
 
 
 def test_every_change_is_logged_and_a_record(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:

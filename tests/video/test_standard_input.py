@@ -133,6 +133,8 @@ HEADER = b"YUV4MPEG2 W16 H16 F25:1 C420\n"
         (HEADER.replace(b"W16", b"W"), "must be a YUV4MPEG2 stream"),
         (HEADER.replace(b"F25:1 ", b""), "must be a YUV4MPEG2 stream"),
         (HEADER.replace(b"25:1", b"25:0"), "must be a YUV4MPEG2 stream"),
+        (HEADER.replace(b"25", b"9" * 400), "must be a YUV4MPEG2 stream"),
+        (HEADER.replace(b":1", b":1" + b"0" * 300), "must be a YUV4MPEG2 stream"),
         (HEADER.replace(b"W16", b"W999999999"), "must be a YUV4MPEG2 stream"),
         (HEADER.replace(b"420", b"420p10"), "pixel format C420p10 on standard input cannot be read"),
         (HEADER, "ended before its first frame"),
@@ -173,6 +175,14 @@ def test_a_dash_is_standard_input(tmp_path: Path) -> None:
     ):
         done = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, check=False)
         assert out in (done.stdout + done.stderr).decode()
+
+
+def test_a_closed_standard_input_is_said() -> None:
+    program = "from stsm_rt.errors import UserError\nfrom stsm_rt import open_source\n"
+    program += "try: open_source('-')\nexcept UserError as error: print(error)"
+    command = 'exec "$0" "$@" <&-'
+    done = subprocess.run(["sh", "-c", command, sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout.startswith(b"standard input is closed, where a YUV4MPEG2 stream was expected; for example")
 
 
 def test_colours_are_those_of_opencv() -> None:
