@@ -13,12 +13,12 @@ from stsm_rt.train.loop import Trainer
 from stsm_rt.train.recipe import load_recipe
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "gestures_r8.toml"
-PAIRS = ("rotate_clockwise", "rotate_counter_clockwise", "swipe_right", "swipe_left", "swipe_up", "swipe_down")
+PAIRS = ("swipe_right", "swipe_left", "swipe_up", "swipe_down")
 
 
 @pytest.fixture(scope="module")
 def directions(jhmdb):
-    """Clips of three gestures and their opposites, renumbered from 0."""
+    """Clips of two gestures and their opposites, renumbered from 0."""
     clips, split = load_shrec17(jhmdb.parent / "shrec17")
     place = torch.full((len(SHREC17_CLASSES),), -1)
     place[[SHREC17_CLASSES.index(name) for name in PAIRS]] = torch.arange(len(PAIRS))
@@ -28,10 +28,10 @@ def directions(jhmdb):
 
 
 def accuracy(directions, shift):
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     clips, split = directions
     recipe = load_recipe(
-        RECIPE, shift=shift, height=36, width=48, frame_rate=7.5, steps=8, epochs=8, batch=32, ema=0.95
+        RECIPE, shift=shift, height=36, width=48, frame_rate=7.5, steps=8, epochs=5, batch=16, ema=0.95
     )
     trainer = Trainer(recipe, clips, split.train)
     trainer.run()
@@ -41,7 +41,7 @@ def accuracy(directions, shift):
 @pytest.mark.train
 def test_with_a_shift_a_2d_network_learns_direction_and_without_it_cannot(directions):
     without, temporal, spatial = (accuracy(directions, shift) for shift in ("none", "tsm_online", "stsm_online"))
-    # Measured: 0.69, 0.96 and 0.92. Without a shift, where the hand is still tells something.
-    assert without < 0.8
-    assert temporal > max(0.88, without + 0.12)
-    assert spatial > max(0.85, without + 0.12)
+    # Measured: 0.76, 0.96 and 0.98. Without a shift, where the hand is still tells something.
+    assert without < 0.85
+    assert temporal > max(0.92, without + 0.1)
+    assert spatial > max(0.92, without + 0.1)
