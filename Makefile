@@ -6,14 +6,12 @@ RTX_VENV ?= .venv-rtx
 RTX_TESTS := tests/test_tensorrt_library.py tests/test_tensorrt_build.py tests/test_torch_tensorrt_frontend.py \
 	tests/test_driverless.py tests/test_build_engine.py
 PYTEST_ARGS ?=
-# Two processes with one thread each: most tests wait or compute on one core. A file's tests stay together, long ones first.
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 DEMO_ARGS ?=
 ENGINE ?= engines/actions_lite0_fp32.onnx
 
 SOURCES := pyproject.toml $(wildcard stsm_rt/*.py stsm_rt/*/*.py engines/actions_*)
 
-.PHONY: demo test test-rtx setup-rtx lint bench engines gpu-check clean
+.PHONY: demo test test-folders test-files test-rtx setup-rtx lint bench engines gpu-check clean
 
 # The camera if there is one, else the sample clip, which leaves the annotated video and the events in out/.
 demo: $(VENV)/.ready
@@ -22,15 +20,22 @@ demo: $(VENV)/.ready
 	then set --; else set -- --save out/sample.mp4 --events out/sample.jsonl; fi; \
 	$(VENV)/bin/python demo/webcam.py "$$@" $(DEMO_ARGS)
 
+# Two processes with one thread each, about equally long: most tests wait or compute on one core. 5: no test was chosen.
 test: $(DEV_VENV)/.ready
-	OMP_NUM_THREADS=1 $(DEV_VENV)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-folders test-files
+
+test-folders:
+	OMP_NUM_THREADS=1 $(DEV_VENV)/bin/python -m pytest $(PYTEST_ARGS) tests/*/ || [ $$? = 5 ]
+
+test-files:
+	OMP_NUM_THREADS=1 $(DEV_VENV)/bin/python -m pytest $(PYTEST_ARGS) tests/test_*.py || [ $$? = 5 ]
 
 # TensorRT-RTX builds plans without a GPU. Two steps, because torch-tensorrt-rtx asks for an older TensorRT-RTX, which
 # refuses INT8 convolutions; no list of requirements can say that.
 setup-rtx: $(RTX_VENV)/.ready
 
 test-rtx: $(RTX_VENV)/.ready
-	STSM_RTX=1 $(RTX_VENV)/bin/python -m pytest $(PARALLEL) $(PYTEST_ARGS) $(RTX_TESTS)
+	STSM_RTX=1 $(RTX_VENV)/bin/python -m pytest $(PYTEST_ARGS) $(RTX_TESTS)
 
 lint: $(DEV_VENV)/.ready
 	$(DEV_VENV)/bin/ruff format --check .
@@ -77,7 +82,7 @@ $(RTX_VENV)/.ready: pyproject.toml
 	$(RTX_VENV)/bin/python -m pip install --quiet --no-deps tensorrt-rtx==$(RTX_VERSION) \
 		tensorrt-rtx-cu13==$(RTX_VERSION) tensorrt-rtx-cu13-bindings==$(RTX_VERSION) tensorrt-rtx-cu13-libs==$(RTX_VERSION)
 	$(RTX_VENV)/bin/python -m pip install --quiet nvidia-modelopt requests huggingface_hub transformers
-	$(RTX_VENV)/bin/python -m pip install --quiet --editable '.[build]' cuda-bindings pytest pytest-timeout pytest-xdist hypothesis
+	$(RTX_VENV)/bin/python -m pip install --quiet --editable '.[build]' cuda-bindings pytest pytest-timeout hypothesis
 	touch $@
 
 $(DEV_VENV)/.ready: pyproject.toml

@@ -17,7 +17,7 @@ COMMANDS = {
     "bench": ("stsm_rt.bench", "time the steps of engines, side by side"),
     "record": ("stsm_rt.record", "record clips of your own action from the camera, for stsm-rt train"),
     "train": (
-        "stsm_rt.train.__main__",
+        "stsm_rt.train.command",
         "train a network from a recipe, or on a folder of your own clips (needs the extra 'train')",
     ),
     "download": ("stsm_rt.download", "get a public checkpoint, verified by its SHA-256"),

@@ -123,15 +123,7 @@ def tiny_engine(make_engine: MakeEngine) -> TinyEngine:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Files that train come first, then those with slow tests: two workers then end at about the same time.
-
-    Where STSM_RTX=1, only what needs TensorRT-RTX is run: the other environment runs the rest.
-    """
-    weights: dict[Path, int] = {}
-    for item in items:
-        weight = 2 if item.get_closest_marker("train") else 1 if item.get_closest_marker("slow") else 0
-        weights[item.path] = max(weights.get(item.path, 0), weight)
-    items.sort(key=lambda item: -weights[item.path])
+    """Where STSM_RTX=1, only what needs TensorRT-RTX is run: the other environment runs the rest."""
     if os.environ.get("STSM_RTX") == "1":
         kept = [item for item in items if {"rtx", "torch_rtx"} & set(getattr(item, "fixturenames", ()))]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])

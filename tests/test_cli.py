@@ -94,3 +94,13 @@ def test_running_an_engine_imports_no_torch(tmp_path: Path):
     )
     result = python("-c", code, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_module_that_is_not_installed_is_named_also_where_train_is_run_as_a_module():
+    code = "import runpy, sys; sys.modules['torch'] = None; sys.argv[1:] = ['recipe.toml']"
+    code += "; runpy.run_module('stsm_rt.train', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "stsm-rt: error: stsm-rt train needs torch, which is not installed; run: pip install 'stsm-rt[train]'\n"
+    )

@@ -298,7 +298,7 @@ def test_a_source_that_is_stopped_ends_it_after_what_was_read(tiny_engine: Any) 
 
 
 def test_a_reader_that_hangs_is_left_behind_when_the_source_is_stopped(tiny_engine: Any) -> None:
-    hang = threading.Event()
+    hang, before = threading.Event(), threading.active_count()
     source = Script(timed(noise(20, 0), 10), lambda index: hang.wait() if index == 12 else None)
     recognizer = Recognizer(tiny_engine.path)
     try:
@@ -311,7 +311,7 @@ def test_a_reader_that_hangs_is_left_behind_when_the_source_is_stopped(tiny_engi
         assert taken == pipeline.frame_count == 12
     finally:
         hang.set()
-    wait_until(lambda: source.given == 13 and threading.active_count() == 1)
+    wait_until(lambda: source.given == 13 and threading.active_count() == before)
     # What came too late is nothing that was seen.
     assert pipeline.frame_count == 12
 

@@ -23,8 +23,8 @@ from stsm_rt.errors import UserError, report
 from stsm_rt.manifest import DecisionSpec, Manifest
 from stsm_rt.recognizer import Sampler
 from stsm_rt.still_rooms import still_rooms
-from stsm_rt.train.__main__ import parse_fold
 from stsm_rt.train.datasets import hold_out, load_jhmdb
+from stsm_rt.train.run_data import parse_fold
 from stsm_rt.video.fit import fit
 from stsm_rt.video.sources import open_source
 

@@ -20,7 +20,7 @@ from two_processes import RUNS, data_of, weights
 
 from stsm_rt.errors import UserError
 from stsm_rt.model import load_model
-from stsm_rt.train.__main__ import main
+from stsm_rt.train.command import main
 from stsm_rt.train.processes import make_fabric, shares
 
 # Rounding in double precision is 1e-16 of a number; a hundred steps that divide by the size of the gradient (AdamW,

@@ -12,7 +12,7 @@ import torch
 from stsm_rt.export import export_engine
 from stsm_rt.manifest import sha256_of
 from stsm_rt.model import load_model
-from stsm_rt.train.__main__ import main
+from stsm_rt.train.command import main
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "gestures_r8.toml"
 SMALL = RECIPE.read_text().replace("epochs = 30", "epochs = 2").replace("batch = 64", "batch = 8")

@@ -12,8 +12,8 @@ from two_processes import RECIPE, noise
 from stsm_rt.errors import UserError
 from stsm_rt.model import load_model
 from stsm_rt.train import own_actions
-from stsm_rt.train.__main__ import main
 from stsm_rt.train.annotations import load_videos
+from stsm_rt.train.command import main
 from stsm_rt.train.loop import Trainer
 from stsm_rt.train.processes import make_fabric
 from stsm_rt.train.recipe import VideoInput
@@ -158,7 +158,7 @@ def test_a_device_without_memory_is_one_sentence(tmp_path, capsys, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("stsm_rt.train.__main__.load_recipe", full)
+    monkeypatch.setattr("stsm_rt.train.command.load_recipe", full)
     assert train(tmp_path / "data") == 2
     assert "give a larger --accumulate" in capsys.readouterr().err
 
