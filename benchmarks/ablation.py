@@ -6,7 +6,7 @@ done is not done again, and a training that was interrupted goes on, so the tabl
 
     python benchmarks/ablation.py --data DIR --negatives DIR
 
-A cell takes about two and a half minutes on an H100 (with ``--jobs 3``) and hours on two cores.
+A cell takes minutes on a large GPU and hours on two cores.
 """
 
 from __future__ import annotations
