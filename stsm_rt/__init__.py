@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from stsm_rt.engine import Engine
     from stsm_rt.errors import UserError
     from stsm_rt.insertion import insert_shift as insert_shift
-    from stsm_rt.recognizer import Recognizer, Result
+    from stsm_rt.recognizer import Recognizer
+    from stsm_rt.result import Result
     from stsm_rt.video.sources import open_source
 
 __version__ = "0.1.0"
@@ -25,7 +26,7 @@ _HOMES = {
     "Engine": "stsm_rt.engine",
     "Event": "stsm_rt.decision",
     "Recognizer": "stsm_rt.recognizer",
-    "Result": "stsm_rt.recognizer",
+    "Result": "stsm_rt.result",
     "UserError": "stsm_rt.errors",
     "insert_shift": "stsm_rt.insertion",
     "open_source": "stsm_rt.video.sources",

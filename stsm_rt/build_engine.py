@@ -300,7 +300,7 @@ def _build_of_source(options: argparse.Namespace, runtime: str) -> Path:
             graph = Path(folder) / "graph.onnx"
             source.export(graph, "onnx", options.precision, batch=options.batch, exclude=exclude)
             return _parse_and_write(options, runtime, graph, target)
-    from stsm_rt.export import calibration_record, make_manifest
+    from stsm_rt.engine_manifest import calibration_record, make_manifest
     from stsm_rt.torch_tensorrt_frontend import build_plan_from_network, torch_tensorrt_library
 
     tensorrt = torch_tensorrt_library()

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from stsm_rt.decision import Event
 from stsm_rt.errors import UserError
-from stsm_rt.recognizer import Prepared, Recognizer, Result
+from stsm_rt.recognizer import Recognizer
+from stsm_rt.result import Prepared, Result
 from stsm_rt.video.source import OnChange, Reading, Source, SourceState, StateChange
 
 _WAKE = 0.1  # seconds after which a thread that waits looks whether it was stopped

@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from stsm_rt.check_weights import moving_clip
 from stsm_rt.engine import Engine
 from stsm_rt.engine.onnxruntime import OnnxRuntimeEngine
+from stsm_rt.engine_manifest import calibration_record, make_manifest
 from stsm_rt.errors import UserError, report
 from stsm_rt.integer_graph import byte_states, quantize_for
-from stsm_rt.manifest import FORMAT_VERSION, Manifest, manifest_path, sha256_of
+from stsm_rt.manifest import Manifest, manifest_path, sha256_of
 from stsm_rt.model import ModelSpec, known_accuracy, load_model
-from stsm_rt.networks import ARCHITECTURES, StreamingNetwork, stream
+from stsm_rt.networks import StreamingNetwork, stream
 from stsm_rt.ranges import Ranges
 from stsm_rt.shift_folding import Folding, fold_shifts
 from stsm_rt.split_streams import split_streams
@@ -240,69 +241,6 @@ def _own_ranges(ranges: Ranges | None, weights_sha256: str) -> Ranges:
             f"{weights_sha256[:12]}...; calibrate these with stsm-rt calibrate"
         )
     return ranges
-
-
-def calibration_record(ranges: Ranges, exclude: Sequence[str]) -> dict[str, Any]:
-    """What a manifest says of the calibration."""
-    return {
-        "method": ranges.method,
-        "data": ranges.data,
-        "clips": ranges.clips,
-        "frames": ranges.frames,
-        "excluded": list(exclude),
-    }
-
-
-def make_manifest(
-    network: StreamingNetwork,
-    spec: ModelSpec,
-    *,
-    weights_sha256: str,
-    runtime: str,
-    runtime_version: str,
-    device: str,
-    precision: str,
-    batch: int,
-    calibration: dict[str, Any] | None,
-) -> Manifest:
-    """The manifest of an engine whose file is not written yet; its ``sha256`` is zeros.
-
-    Args:
-        network: FP32.
-        spec: The record of its weights.
-        weights_sha256: Of the file of weights.
-        runtime: As `Manifest` says it, and so on.
-        runtime_version: Likewise.
-        device: Likewise.
-        precision: Likewise.
-        batch: Likewise.
-        calibration: Likewise.
-    """
-    half = precision != "fp32" and runtime not in ("onnxruntime", "openvino")
-    states = network.state_specs(spec.height, spec.width, batch)
-    architecture = ARCHITECTURES[spec.network]
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        runtime=runtime,
-        runtime_version=runtime_version,
-        device=device,
-        precision=precision,
-        network=spec.network,
-        shift=spec.shift or {"name": "none", "groups": []},
-        input_height=spec.height,
-        input_width=spec.width,
-        batch=batch,
-        frame_rate=spec.frame_rate,
-        labels=spec.labels,
-        background=spec.background,
-        states=tuple(dataclasses.replace(state, dtype="float16") for state in states) if half else states,
-        decision=spec.decision,
-        sha256="0" * 64,
-        weights_sha256=weights_sha256,
-        preprocessing={"colour": "RGB", "mean": list(architecture.mean), "std": list(architecture.std)},
-        calibration=calibration,
-        accuracy=spec.accuracy,
-    )
 
 
 def _prove(network: StreamingNetwork, draft: Path, manifest: Manifest) -> None:

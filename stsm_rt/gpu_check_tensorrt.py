@@ -27,8 +27,9 @@ from stsm_rt.calibrate import calibrate
 from stsm_rt.check_weights import Weights, moving_clip, weights_sha256
 from stsm_rt.engine.base import shipped_folder
 from stsm_rt.engine.tensorrt import TensorRTEngine
+from stsm_rt.engine_manifest import calibration_record, make_manifest
 from stsm_rt.errors import UserError
-from stsm_rt.export import calibration_record, export_engine, make_manifest
+from stsm_rt.export import export_engine
 from stsm_rt.gpu_check import FP16_BOUND, SHIFTS, Check, difference, interleaved, played, reset_beside
 from stsm_rt.manifest import sha256_of
 from stsm_rt.model import ModelSpec

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from stsm_rt.recognizer import Result
+from stsm_rt.result import Result
 from stsm_rt.video.overlay import Overlay
 from stsm_rt.video.source import Frame
 from stsm_rt.video.text import Colour, Typeface

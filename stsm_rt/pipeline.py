@@ -16,7 +16,8 @@ import numpy.typing as npt
 from stsm_rt.video.source import Frame, Source
 
 if TYPE_CHECKING:
-    from stsm_rt.recognizer import Prepared, Recognizer, Result
+    from stsm_rt.recognizer import Recognizer
+    from stsm_rt.result import Prepared, Result
 
 _INPUTS = 3  # of a file: one in the engine, one that waits for it, one that is being written
 _MOST_FRAMES = 8  # of a file that are under way: memory, and how far a window lies behind

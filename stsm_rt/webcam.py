@@ -17,7 +17,8 @@ from stsm_rt.cameras import CLOSED
 from stsm_rt.errors import UserError, report
 from stsm_rt.mosaic import draw_lost
 from stsm_rt.pipeline import Output, Pipeline
-from stsm_rt.recognizer import Recognizer, Result
+from stsm_rt.recognizer import Recognizer
+from stsm_rt.result import Result
 from stsm_rt.video.fit import crop_rectangle
 from stsm_rt.video.overlay import Overlay
 from stsm_rt.video.sample import sample_clip

@@ -19,7 +19,8 @@ from stsm_rt.delivery import Delivery
 from stsm_rt.errors import redact
 from stsm_rt.health import HealthServer
 from stsm_rt.notify import Mqtt, Webhook
-from stsm_rt.recognizer import Recognizer, Result
+from stsm_rt.recognizer import Recognizer
+from stsm_rt.result import Result
 from stsm_rt.run_counts import CameraMetrics, Metrics, status_line
 from stsm_rt.video.recording import VideoSink
 from stsm_rt.video.sinks import Guarded, JsonLinesSink

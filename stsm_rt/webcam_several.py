@@ -10,7 +10,8 @@ from stsm_rt.cameras import Camera, Cameras, News
 from stsm_rt.engine import Engine
 from stsm_rt.errors import UserError, report
 from stsm_rt.mosaic import Mosaic
-from stsm_rt.recognizer import Recognizer, Result
+from stsm_rt.recognizer import Recognizer
+from stsm_rt.result import Result
 from stsm_rt.video.source import OnChange, Source, SourceState
 from stsm_rt.video.sources import open_source
 from stsm_rt.video.window import save_snapshot

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from stsm_rt.decision import Event
 from stsm_rt.engine import Engine
-from stsm_rt.recognizer import Recognizer, Result
+from stsm_rt.recognizer import Recognizer
+from stsm_rt.result import Result
 from stsm_rt.video.source import Reading, Source, Wanted
 
 Item = tuple[np.ndarray, float]

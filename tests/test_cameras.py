@@ -21,7 +21,8 @@ from stsm_rt.cameras import Camera, Cameras, News
 from stsm_rt.decision import Event
 from stsm_rt.engine import Engine
 from stsm_rt.errors import UserError
-from stsm_rt.recognizer import Recognizer, Result
+from stsm_rt.recognizer import Recognizer
+from stsm_rt.result import Result
 from stsm_rt.video.source import OnChange, Reading, Source, SourceState, StateChange, Wanted
 from stsm_rt.video.sources import open_source
 

@@ -7,7 +7,7 @@ import pytest
 from clips import plain
 
 from stsm_rt.mosaic import Mosaic, draw_lost
-from stsm_rt.recognizer import Result
+from stsm_rt.result import Result
 
 RESULT = Result(1.0, 10, ("walk", "run"), (0.7, 0.2), 0.01, 0, False, (), "walk")
 

@@ -20,7 +20,8 @@ from streams import PIECES, Script, bare, looped, noise, pieces, slowed, timed, 
 from stsm_rt.engine import Engine
 from stsm_rt.errors import UserError
 from stsm_rt.pipeline import Output, Pipeline
-from stsm_rt.recognizer import Recognizer, Result
+from stsm_rt.recognizer import Recognizer
+from stsm_rt.result import Result
 from stsm_rt.video.source import Source
 from stsm_rt.video.sources import RecordedSource, open_source
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from stsm_rt.engine import Engine, frame_rate_of
 from stsm_rt.errors import UserError
 from stsm_rt.manifest import DecisionSpec
-from stsm_rt.recognizer import Recognizer, Result
+from stsm_rt.recognizer import Recognizer
+from stsm_rt.result import Result
 from stsm_rt.video.fit import fit
 from stsm_rt.video.sources import open_source
 

@@ -41,7 +41,8 @@ from stsm_rt.decision import Event
 from stsm_rt.engine import Engine
 from stsm_rt.errors import UserError, report
 from stsm_rt.pipeline import Pipeline
-from stsm_rt.recognizer import Recognizer, Result
+from stsm_rt.recognizer import Recognizer
+from stsm_rt.result import Result
 from stsm_rt.video.overlay import Overlay
 from stsm_rt.video.sinks import JsonLinesSink
 from stsm_rt.video.source import Frame

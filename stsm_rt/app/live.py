@@ -40,7 +40,7 @@ from fastapi.responses import JSONResponse
 
 from stsm_rt.app.visitors import Visit, Visitors
 from stsm_rt.errors import UserError
-from stsm_rt.recognizer import Result
+from stsm_rt.result import Result
 from stsm_rt.video.source import Frame
 
 _HEADER = struct.Struct("<dI4x")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from stsm_rt.app.report import Scores
-from stsm_rt.recognizer import Result
+from stsm_rt.result import Result
 
 _MOST_POINTS = 2000
 _MOST_LABELS = 6

@@ -13,7 +13,8 @@ from time import monotonic
 from stsm_rt.app.engines import EngineChoice
 from stsm_rt.engine import Engine
 from stsm_rt.errors import UserError
-from stsm_rt.recognizer import Recognizer, Result
+from stsm_rt.recognizer import Recognizer
+from stsm_rt.result import Result
 from stsm_rt.video.source import Frame
 
 _TOPK = 5

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stsm_rt.decision import Event
-from stsm_rt.recognizer import Result
+from stsm_rt.result import Result
 from stsm_rt.video.fit import Rectangle
 from stsm_rt.video.text import Colour, Typeface
 

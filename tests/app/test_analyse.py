@@ -27,7 +27,7 @@ from stsm_rt.app.container import Container, hold_opencv_to, read_container  # n
 from stsm_rt.app.report import Report, Span  # noqa: E402
 from stsm_rt.app.score_curves import ScoreCurves  # noqa: E402
 from stsm_rt.errors import UserError  # noqa: E402
-from stsm_rt.recognizer import Result  # noqa: E402
+from stsm_rt.result import Result  # noqa: E402
 from stsm_rt.video.sources import open_source  # noqa: E402
 
 FILES = ["events.csv", "events.jsonl", "report.json", "video.mp4"]

@@ -18,7 +18,8 @@ from stsm_rt.app.engines import EngineChoice
 from stsm_rt.app.visitors import Visit, Visitors
 from stsm_rt.engine import Engine
 from stsm_rt.errors import UserError
-from stsm_rt.recognizer import Recognizer, Result
+from stsm_rt.recognizer import Recognizer
+from stsm_rt.result import Result
 
 Frames = Sequence[np.ndarray]
 

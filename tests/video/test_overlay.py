@@ -7,7 +7,7 @@ import pytest
 from clips import plain
 
 from stsm_rt.decision import Event
-from stsm_rt.recognizer import Result
+from stsm_rt.result import Result
 from stsm_rt.video.overlay import Overlay
 
 SIZES = [(214, 160), (640, 480), (720, 1280), (1920, 1080)]
